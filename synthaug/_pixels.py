@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from synthaug._types import Images, Pixels
+from synthaug._types import Images, Pixels, Unsigned
 
 
 def to_images(pixels: Pixels, dtype: torch.dtype = torch.float32) -> Images:
@@ -34,6 +34,11 @@ def digest(pixels: Tensor) -> int:
     shape = ",".join(map(str, array.shape)).encode()
     hashed = hashlib.blake2b(array.tobytes(), digest_size=8, person=b"synthaug-image", key=shape)
     return int.from_bytes(hashed.digest(), "little")
+
+
+def content_fingerprint(keys: Unsigned) -> str:
+    """A digest of the content keys of images in their order: who has both knows what they are."""
+    return hashlib.blake2b(keys.astype("<u8").tobytes(), digest_size=16).hexdigest()
 
 
 def to_pil(pixels: Tensor) -> Image.Image:

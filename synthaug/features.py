@@ -463,7 +463,7 @@ def extract(
         kept: Features = np.load(path, mmap_mode="r", allow_pickle=False)
         if kept.dtype == np.float32 and kept.ndim == 2 and len(kept) == len(pixels):
             return kept
-        log.warning("%s holds other features than it should: they are computed again.", path)
+        log.warning("%s does not hold the expected features, so they are computed again.", path)
     except FileNotFoundError:
         pass
     except (OSError, ValueError, EOFError) as error:

@@ -82,7 +82,9 @@ class _Restoring(_ImagesOnly):
         """Draws the images to change, by how much, and their seeds; once per sample or batch."""
         sizes = {len(x) for x in flat_inputs if isinstance(x, torch.Tensor) and x.ndim == 4}
         if len(sizes) > 1:
-            raise ValueError(f"Batches of different size came together: {sorted(sizes)}.")
+            raise ValueError(
+                f"The images of one call must have one batch size, got {sorted(sizes)}."
+            )
         n = sizes.pop() if sizes else 1
         apply, uniform = torch.rand(2, n, dtype=torch.float64, device="cpu")
         seeds = torch.randint(2**63 - 1, (n,), dtype=torch.int64, device="cpu")
@@ -263,7 +265,10 @@ class MixSynthetic(_ImagesOnly):
         table = class_table(self._synthetic, self._classes)
         rows = np.flatnonzero(served.mask)
         if not len(rows):
-            raise DataError("No synthetic image may be served: none is done and passed the audit.")
+            raise DataError(
+                "No synthetic image may be served: none is done and passed the audit. "
+                "Generate more, or audit the cache."
+            )
         labels = table[labels_of(self._synthetic, rows)]
         self._pools = rows_by_class(rows, labels, len(self._classes))
 

@@ -414,9 +414,7 @@ def test_the_command_line_trains_under_attack(tmp_path: Path) -> None:
     assert report.class_sizes == (3, 90)
     assert report.groups.keys() == {"all", "many", "medium"}
     assert any("0.5 of each batch" in note for note in report.synthetic_notes())
-    assert "`--share` is for the mixed arm" in fail(
-        2, *line, "--share", "0.5", "--ratios", "0,0.01"
-    )
+    assert "`--share` sets the mixed arm" in fail(2, *line, "--share", "0.5", "--ratios", "0,0.01")
     assert "`--adversarial` must be in (0, 1]" in fail(2, *line, "--adversarial", "2")
 
 
@@ -439,7 +437,7 @@ def test_wrong_attacks_and_shares_are_refused(train: LabeledImages, test: Labele
     with pytest.raises(TypeError, match="`adversarial` is a float, expected an AdversarialConfig"):
         evaluate({"a": train}, test=test, adversarial=0.1, **FAST)
     for arguments in ({"share": 0.5}, {"synthetic": train}):
-        with pytest.raises(ValueError, match="`synthetic` and `share` of an arm belong together"):
+        with pytest.raises(ValueError, match="`synthetic` and `share` of an arm go together"):
             Arm(train, **arguments)
     for share in (0.0, 1.0):
         with pytest.raises(ValueError, match=r"`share` must be in \(0, 1\)"):

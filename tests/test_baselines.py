@@ -97,5 +97,5 @@ def test_a_pool_gives_its_nearest_images_with_the_labels_of_the_real_ones() -> N
     assert found.read(range(4))[:, 0, 0, 0].tolist() == [11, 12, 103, 90]
     with pytest.raises(MismatchError, match=r"`pool` has images of shape \(1, 8, 8\), `real` has"):
         retrieved(plain([1], [0], 8), real, per_class=1, **options)
-    with pytest.raises(DataError, match="`pool` holds no image that `real` does not hold too"):
+    with pytest.raises(DataError, match="All images of `pool` are also in `real`"):
         retrieved(real, real, per_class=1, **options)

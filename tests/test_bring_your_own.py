@@ -13,6 +13,7 @@ from PIL import Image
 
 import synthaug
 from synthaug import caches
+from synthaug.errors import MismatchError
 from tests.checkpoints import tiny_clip, write_stable_diffusion
 from tests.command_line import succeed
 
@@ -96,9 +97,12 @@ def test_images_made_elsewhere_are_audited_and_their_copies_are_not_served(digit
         folder.mkdir(parents=True, exist_ok=True)
         image.save(folder / f"{i:03}.png")
     cache = caches.import_images(f"folder:{tmp_path}/theirs", tmp_path / "theirs.h5", name="ours")
-    report = synthaug.audit(cache, train, holdout=holdout, progress=False)
+    report = synthaug.audit(f"folder:{tmp_path}/theirs", train, holdout=holdout, progress=False)
     report.to_json(tmp_path / "audit.json")
     report = synthaug.AuditReport.from_json(tmp_path / "audit.json")
+    other = caches.import_images(theirs.subset(range(101)), tmp_path / "other.h5")
+    with pytest.raises(MismatchError, match="The report is about a data set, and not about this"):
+        synthaug.MixedDataset(train, other, audit=report, fraction=1.0)
     mixed = synthaug.MixedDataset(train, cache, audit=report, fraction=1.0)
     served = set()
     for epoch in range(3):

@@ -240,7 +240,7 @@ def test_a_withdrawn_row_leaves_no_trace_in_the_file_and_cannot_be_written(
     with h5py.File(cache.path) as file:
         assert not file["images"][7].any()
     assert len(cache.verify()) == 0
-    with pytest.raises(ValueError, match="row 7 cannot be written: withdrawn"):
+    with pytest.raises(ValueError, match="row 7 cannot be written: withdrawn rows"):
         cache.write([7], pixels[7:8])
 
 

@@ -154,10 +154,10 @@ def test_a_plan_is_written_and_a_changed_one_refused(planted, tmp_path):
 
 
 def test_what_cannot_be_marked_is_refused(digits, planted):
-    with pytest.raises(DataError, match="take 700 images in pairs of one class, at most half"):
+    with pytest.raises(DataError, match="need 700 images, and at most half"):
         plant(digits, CanaryConfig(pairs=50))
     small = LabeledImages(torch.zeros(9, 1, 6, 6, dtype=torch.uint8), np.zeros(9, int), ["a"])
-    with pytest.raises(ValueError, match="too small for keys"):
+    with pytest.raises(ValueError, match="too small for the random keys"):
         plant(small, FEW)
     images = LabeledImages(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), [0, 1, 0, 1], ["a", "b"])
     with pytest.raises(DataError, match=r"leave no image of class '[ab]'"):

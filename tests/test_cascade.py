@@ -661,7 +661,7 @@ def test_a_cascade_is_trained_put_together_and_drawn_from_the_command_line(tmp_p
         ),
         (
             ("generate", "WHOLE", "OUT", "--strength", "0.5", "--source", "digits", "--ratio", "1"),
-            "`--strength` starts from real images; a Cascade cannot",
+            "`--strength` starts from real images, which a Cascade cannot",
         ),
     ],
 )

@@ -309,7 +309,9 @@ def test_a_published_recipe_gives_options_that_were_not_stated(work):
     assert "guidance_scale" in succeed("plan", work / "run", *other, *DRAW)
     message = fail(2, "plan", work / "run", "--recipe", "diff-mix")
     assert message.startswith("`--recipe` must be one of 'real-guidance', 'da-fusion', 'azizi', ")
-    assert "`--fill-to` needs `--source`" in fail(2, "plan", work / "run", "--fill-to", "largest")
+    assert "`--fill-to` adds to the real images" in fail(
+        2, "plan", work / "run", "--fill-to", "largest"
+    )
 
 
 def test_variants_of_real_images_start_from_the_source(work):
@@ -611,7 +613,7 @@ def test_animorphosis_is_trained_and_drawn_with_the_same_other_images(work):
     assert "passed as `degradation`" in fail(4, *draw).replace("pass it as", "passed as")
     assert "Give that one" in fail(2, *draw, "--others", train)
     assert "4 done" in succeed(*draw, "--others", others, "--output", "prediction")
-    assert "knows no animorphosis" in fail(
+    assert "was trained with another degradation" in fail(
         2, "generate", work / "run", work / "no.h5", "--per-class", 1, "--others", others
     )
 
@@ -663,7 +665,7 @@ def test_images_are_inverted_and_varied(work, monkeypatch):
     assert (plan["source"] >= 0).all()
     assert set(plan["noise"]) == {0.2}
     given = ["generate", inverted, work / "no.h5", "--ratio", 1, "--source", train]
-    assert "a DiffusionInversion knows its real images" in fail(2, *given)
+    assert "a DiffusionInversion has its real images" in fail(2, *given)
 
 
 def test_caches_are_merged_exported_imported_and_forgotten(work):
@@ -785,7 +787,7 @@ def test_a_result_as_json_has_the_documented_keys_and_nothing_beside_it(work, ca
         ([], "exactly one of"),
         (["--per-class", 0], "`--per-class` must be at least 1, got 0"),
         (["--counts", '{"cow": 1}'], "names 'cow', which is not a class"),
-        (["--ratio", 1], "`--ratio` needs `--source`"),
+        (["--ratio", 1], "`--ratio` is a multiple of the number of real images"),
         (["--per-class", 1, "--strength", 0.5], "`--strength` needs `--source`"),
         (["--per-class", 1, "--source", "digit"], "Got the data set 'digit', expected"),
         (["--per-class", 1, "--num-inference-steps", 0], "`--num-inference-steps` must be at"),

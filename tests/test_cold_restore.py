@@ -188,7 +188,7 @@ def test_what_makes_no_sense_is_refused(always):
         always(pixels(1).int())
     with pytest.raises(TypeError, match="Mask cannot follow an image"):
         always(pixels(1), tv_tensors.Mask(torch.zeros(8, 8)))
-    with pytest.raises(ValueError, match=r"Batches of different size came together: \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"must have one batch size, got \[2, 3\]"):
         always(tv_tensors.Image(pixels(2)), tv_tensors.Image(pixels(3)))
 
 

@@ -882,7 +882,7 @@ def test_an_image_goes_to_every_type_and_comes_back_unchanged(name):
         assert (image.mode, image.size) == (example.mode, (16, 16))
     else:
         assert (image.dtype, image.ndim) == (example.dtype, example.ndim)
-    with pytest.raises(ValueError, match="cannot be like"):
+    with pytest.raises(ValueError, match="cannot be converted to"):
         like(pixels[:1].repeat(4 - len(pixels), 1, 1), example)
 
 

@@ -158,7 +158,7 @@ def test_it_is_swept_cited_and_listed(clouds):
 def test_a_name_is_registered_once():
     register(METHODS["Cascade"])
     other = dataclasses.replace(METHODS["Cascade"], title="Other cascades")
-    with pytest.raises(ValueError, match="There is a synthesizer 'Cascade' already"):
+    with pytest.raises(ValueError, match="A synthesizer called 'Cascade' exists already"):
         register(other)
 
 

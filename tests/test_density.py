@@ -346,7 +346,7 @@ def test_scores_need_enough_finite_images_of_one_length() -> None:
     for k in (0, 10):
         with pytest.raises(ValueError, match="`k` must be from 1 to 9"):
             Neighborhood(x, k)
-    with pytest.raises(ValueError, match="5 features, the reference images have 6"):
+    with pytest.raises(ValueError, match="5 features, and the reference images have 6"):
         Neighborhood(x).scores(x[:, :5])
     with pytest.raises(ValueError, match="`queries` is not finite in row 1"):
         Neighborhood(x).scores(np.where(np.arange(10)[:, None] == 1, np.nan, x))

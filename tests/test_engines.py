@@ -246,7 +246,7 @@ def test_engines_without_what_they_need_are_refused(tmp_path, monkeypatch):
             draw(tmp_path / "a.h5", engine="torchrun")
     with pytest.raises(ValueError, match="must be one of 'local', 'torchrun', 'ray'"):
         draw(tmp_path / "a.h5", engine="spark")
-    with pytest.raises(ValueError, match="leave `engine` out"):
+    with pytest.raises(ValueError, match="`shard` is for processes that are started by hand"):
         draw(tmp_path / "a.h5", engine="torchrun", shard="1/2")
     for wrong in ({"actors": 0}, {"tries": 0}, {"num_gpus": -1}, {"num_cpus": -0.5}):
         with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be at least"):
@@ -401,7 +401,7 @@ def test_all_rows_are_drawn_but_those_that_end_every_actor_and_the_job_can_go_on
     ("changes", "cpus", "message"),
     [
         ({}, 0, r"Ray cannot schedule an actor. Each needs 1 CPU \(the cluster has 0, free 0\)"),
-        ({"load": lambda: Shaped(other=1)}, 3, "made another synthesizer than the one given"),
+        ({"load": lambda: Shaped(other=1)}, 3, "loaded another synthesizer, with the recipe"),
         ({"load": lambda: int("x")}, 3, "could not load the synthesizer: ValueError: invalid"),
         ({"load": kill}, 3, "5 actors died one after the other before they were ready"),
     ],

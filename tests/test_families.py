@@ -342,7 +342,7 @@ def test_an_embedding_predicts_an_image_that_is_nearer_its_source_than_the_promp
 def test_a_family_that_cannot_be_fine_tuned_is_refused_with_those_that_can(
     tiny_checkpoint, tmp_path, family
 ):
-    match = r"we cannot fine-tune. We can those of .*StableDiffusionXLPipeline, .*SanaPipeline"
+    match = r"we cannot fine-tune\. We support .*StableDiffusionXLPipeline, .*SanaPipeline"
     with pytest.raises(CheckpointError, match=match):
         ClassConditional.fine_tune(tiny_checkpoint(family).path, object(), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -364,7 +364,7 @@ def test_the_command_line_tunes_a_checkpoint_and_names_the_best_snapshot(labeled
     assert ClassConditional.from_pretrained(best, device="cpu").classes == real.classes
     for refused, message in (
         (train, "`--method finetune` needs `--base`, the checkpoint to start from"),
-        ([*given, "--features", "pixels"], "takes `--snapshots`, `--validation`, `--features`"),
+        ([*given, "--features", "pixels"], "give `--snapshots`, `--validation` and `--features`"),
         ([*given, "--low-size", 4], "`--low-size` has no meaning with --method finetune"),
     ):
         assert message in fail(2, *refused)

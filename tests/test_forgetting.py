@@ -359,7 +359,7 @@ def test_an_image_that_was_erased_does_not_come_back_as_an_import(
     assert free.done.all()
     with caplog.at_level(logging.WARNING):
         back = import_images(images, tmp_path / "back.h5", forgotten=[cache.path])
-    assert "left out, forgotten before" in caplog.text
+    assert "left out. An image that was forgotten" in caplog.text
     assert np.flatnonzero(back.state == State.WITHDRAWN).tolist() == sorted(
         [5, *made_from(cache, 104)]
     )

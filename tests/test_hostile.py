@@ -181,7 +181,9 @@ def test_nothing_is_written_to_a_pipe_and_no_device_is_replaced(tmp_path: Path) 
     assert place.is_fifo()
     with pytest.raises(ValueError, match=r"/dev/null is a device"):
         report.to_json("/dev/null")
-    assert "there are no pictures" in fail(2, "cache", "info", cache.path, "--sheet", "x.xyz")
+    assert "pictures cannot be written as" in fail(
+        2, "cache", "info", cache.path, "--sheet", "x.xyz"
+    )
 
 
 def test_a_configuration_in_a_pipe_or_nested_deeply_is_refused(tmp_path: Path) -> None:
@@ -410,7 +412,7 @@ def test_settings_that_a_network_does_not_have_are_named_with_their_file(
     path.write_text(json.dumps({**json.loads(path.read_text()), "norm_epsilon": 1e-3}))
     load(place)
     (record,) = [record for record in caplog.records if "norm_epsilon" in record.getMessage()]
-    assert record.getMessage().startswith(f"{path} sets norm_epsilon, which is passed over")
+    assert record.getMessage().startswith(f"{path} sets norm_epsilon, which is ignored")
 
 
 def test_weights_that_are_missing_are_not_drawn_at_random(tmp_path: Path, checkpoint: Path) -> None:

@@ -194,7 +194,7 @@ def test_groups_of_classes_are_in_table_frame_and_file(report, tmp_path) -> None
     assert list(saved) == ["balanced", "many", "medium", "few", "worst class"]
     assert EvaluationReport.from_json(path) == report
     assert "rare classes drawn as often as others" in report.html_sections()
-    with pytest.raises(ValueError, match=r"`group` 'tail' is no fixed group.*'all', 'many'"):
+    with pytest.raises(ValueError, match=r"`group` 'tail' is not a fixed group.*'all', 'many'"):
         report.group_accuracies("real", "tail")
 
 
@@ -214,7 +214,7 @@ def test_a_gain_in_balanced_accuracy_counts_every_class_alike(report) -> None:
     assert few == report.difference("real, balanced", class_name="c")
     with pytest.raises(ValueError, match="`class_name` and `group` exclude each other"):
         report.difference("real, balanced", class_name="c", group="few")
-    with pytest.raises(ValueError, match="`group` 'worst' is no fixed group of classes"):
+    with pytest.raises(ValueError, match="`group` 'worst' is not a fixed group of classes"):
         report.difference("real, balanced", group="worst")
 
 

@@ -502,7 +502,7 @@ def test_wrong_soft_labels_are_named(real, cache):
     mix = partial(MixedDataset, real, cache, audit=None, fraction=0.5)
     with pytest.raises(ValueError, match=r"shape \(21, 2\), expected .* \(21, 3\)"):
         mix(items=mixing.ItemFormat(soft_labels=np.ones((21, 2))))
-    with pytest.raises(ValueError, match="of row 0 are no probabilities"):
+    with pytest.raises(ValueError, match="of row 0 are not probabilities"):
         mix(items=mixing.ItemFormat(soft_labels=np.ones((21, 3))))
     real.target_transform = str
     with pytest.raises(ValueError, match=r"Soft labels and a `target_transform` exclude"):

@@ -116,7 +116,7 @@ def test_a_file_that_holds_no_prompts_is_refused(name, content, tmp_path):
     [
         (["a {}", "b"], {}, "two classes|same prompt"),
         (["a", "b", "c"], {}, "3 `prompts` for 2 classes"),
-        ({"dog": "x"}, {}, "nothing for the class 'house_cat'"),
+        ({"dog": "x"}, {}, "no prompt for the class 'house_cat'"),
         ({"dog": "x", "cow": "y"}, {}, "the class 'cow'"),
         ({"dog": "x", "house_cat": []}, {}, r"`prompts\['house_cat'\]` must be a text"),
         ({"dog": ["x", "y"], "house_cat": ["z", "y"]}, {}, "same prompt: y"),
@@ -200,7 +200,7 @@ def test_a_plan_without_numbers_or_with_those_of_another_class_is_refused():
     with pytest.raises(ValueError, match="does not choose among the prompts"):
         synthesizer.draw(painter("a {}").plan(per_class=1))
     columns = {**rows.columns, "prompt": rows["prompt"][::-1]}
-    with pytest.raises(ValueError, match="prompt of another class"):
+    with pytest.raises(ValueError, match="a prompt number of another class"):
         synthesizer.draw(synthaug.Plan(columns=columns, classes=CLASSES, settings={}))
 
 

@@ -122,7 +122,7 @@ def test_too_few_images_are_refused_unless_it_is_forced(cache):
         score(cache, real(80, 1), images=7, k=3)
     report = score(cache, real(80, 1), images=7, k=3, force=True)
     assert "was forced" in report.caption()
-    with pytest.raises(ValueError, match="not more than `k`=5"):
+    with pytest.raises(ValueError, match="more than `k`=5"):
         score(cache, real(10, 1))
     with pytest.raises(MismatchError, match="`holdout` is `real`"):
         score(cache, real(80, 1), holdout=real(80, 1))

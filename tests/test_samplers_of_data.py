@@ -194,11 +194,11 @@ def test_the_state_of_a_finished_epoch_is_an_empty_pass_or_nothing_if_a_later_on
 
 def test_a_state_of_another_order_is_refused(mixed):
     state = SeededSampler(mixed, seed=1).state_dict()
-    with pytest.raises(ValueError, match="The state has seed=1, this sampler seed=0"):
+    with pytest.raises(ValueError, match="saved with seed=1, and this sampler has seed=0"):
         SeededSampler(mixed).load_state_dict(state)
-    with pytest.raises(ValueError, match="num_replicas=1, this sampler num_replicas=2"):
+    with pytest.raises(ValueError, match="num_replicas=1, and this sampler has num_replicas=2"):
         SeededSampler(mixed, seed=1, num_replicas=2, rank=0).load_state_dict(state)
-    with pytest.raises(ValueError, match="an order of 60 items, this one has 59"):
+    with pytest.raises(ValueError, match="saved for 60 items, and this sampler has 59"):
         SeededSampler(range(59), seed=1).load_state_dict(state)
 
 

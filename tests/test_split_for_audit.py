@@ -73,7 +73,7 @@ def test_a_split_can_be_audited_with() -> None:
 def test_wrong_arguments_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="`holdout` must lie between 0 and 1"):
         split_for_audit(fields(10), holdout=1)
-    with pytest.raises(ValueError, match="3 images that are all alike"):
+    with pytest.raises(ValueError, match="All 3 images of `dataset` are alike"):
         split_for_audit(fields(1).expand(3, -1, -1, -1), progress=False)
     with pytest.raises(TypeError, match="`dataset` is a int"):
         split_for_audit(7)

@@ -210,7 +210,7 @@ def test_splits_that_are_one_or_share_images_are_refused_before_any_work(tmp_pat
         ({"grid": {"num_inference_steps": []}}, "`grid` needs a list of values"),
         ({"grid": {"scheduler": "ddim"}}, "`grid` needs a list of values for 'scheduler'"),
         ({"per_class": 3}, "Each set of the coarse stage has 6 images for 4 features"),
-        ({"per_class": 4, "k": 8}, "not more than `k`=8"),
+        ({"per_class": 4, "k": 8}, "more than `k`=8"),
         ({"select": "kid"}, "`select` must be 'cas' or 'frechet'"),
     ],
 )

@@ -115,7 +115,7 @@ def test_caches_in_each_other_keep_their_own_weights(real, tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"items": ItemFormat(weights=0.5)}, ValueError, r"class indices here. Give `soft_labels="),
+        ({"items": ItemFormat(weights=0.5)}, ValueError, r"class indices. Give `soft_labels="),
         ({"items": SCALED(weights=1.5)}, ValueError, r"in \[0, 1\], row 0 has 1.5"),
         ({"items": SCALED(weights=np.ones(3))}, ValueError, r"shape \(3,\), the cache has 21"),
         ({"items": SCALED(weights=0.0)}, MismatchError, "the filters or weights leave none"),
@@ -123,7 +123,7 @@ def test_caches_in_each_other_keep_their_own_weights(real, tmp_path):
         (
             {"draw": WeightedDraws(0.5), "fraction": None, "mode": "append", "ratio": 1.0},
             ValueError,
-            'use mode="replace", or `mixing.Weighted`',
+            'Use mode="replace", or `mixing.Weighted`',
         ),
     ],
 )

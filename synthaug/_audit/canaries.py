@@ -206,14 +206,18 @@ def plant(real: Any, config: CanaryConfig | None = None) -> PlantedImages:
     source = ImageSource.open(real, "`real`")
     classes, labels = source.named_classes(), source.labels
     if min(source.image_shape[1:]) < 8:
-        raise ValueError(f"`real` holds images of shape {source.image_shape}, too small for keys.")
+        raise ValueError(
+            f"`real` holds images of shape {source.image_shape}, too small for the "
+            "random keys of canaries. Load larger ones."
+        )
     rng = counter_rng(config.seed, 7)
     pairs = _pairs(labels, rng)[: config.pairs * len(config.doses)]
     if len(pairs) < config.pairs * len(config.doses) or 4 * len(pairs) > len(labels):
         raise DataError(
-            f"{config.pairs} pairs for each of {len(config.doses)} doses take "
-            f"{2 * config.pairs * len(config.doses):,} images in pairs of one class, at most half "
-            f"of the {len(labels):,} images. Ask for fewer pairs or doses."
+            f"{config.pairs} pairs for each of {len(config.doses)} doses need "
+            f"{2 * config.pairs * len(config.doses):,} images, and at most half of the "
+            f"{len(labels):,} images can be used, two of one class for each pair. Ask "
+            "for fewer pairs or doses."
         )
     rows = [row for pair in pairs for row in pair]
     left = np.bincount(np.delete(labels, rows), minlength=len(classes))

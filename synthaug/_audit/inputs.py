@@ -16,6 +16,7 @@ from synthaug._images.loaders import own_data_set
 from synthaug._images.source import ImageSource
 from synthaug._images.stores import open_hdf5
 from synthaug._neighbors import float32, release
+from synthaug._pixels import content_fingerprint
 from synthaug._types import JSON, Features, Indices, Labels, Pixels
 from synthaug.errors import DataError
 
@@ -86,7 +87,9 @@ class AuditSet:
             TypeError: Only their features are given.
         """
         if not isinstance(self.samples, Tensor):
-            raise TypeError(f"`{self.name}` holds features, expected images.")
+            raise TypeError(
+                f"`{self.name}` holds features, and this needs images. Give the images themselves."
+            )
         return self.samples
 
 
@@ -112,6 +115,7 @@ def read_set(given: Any, name: str, *, progress: bool) -> AuditSet:
     if isinstance(given, Tensor | np.ndarray):
         given = _checked(given, name)
     from synthaug._cache import SynthCache
+    from synthaug._cache.tombstones import content_keys
 
     source = ImageSource.open(given, f"`{name}`")
     if labels is not None:
@@ -130,6 +134,8 @@ def read_set(given: Any, name: str, *, progress: bool) -> AuditSet:
             "fingerprint": identity["fingerprint"] or digest.hexdigest(),
             "rows": len(samples),
         }
+        if name == "synthetic" and isinstance(samples, Tensor):  # as a cache of them has it
+            identity["imported"] = content_fingerprint(content_keys(samples.numpy()))
     return AuditSet(
         name=name,
         samples=samples,
@@ -168,7 +174,10 @@ def keys(samples: Samples, name: str = "samples", digest: Any = None) -> Keys:
             finite = np.isfinite(rows).all(axis=1)
             if not finite.all():
                 row = start + int(np.flatnonzero(~finite)[0])
-                raise ValueError(f"`{name}` holds a value that is not finite in row {row}.")
+                raise ValueError(
+                    f"`{name}` holds a value that is not finite in row {row}. Check the network "
+                    "that computed it, or leave the row out."
+                )
         found[start : start + len(part)] = [
             hashlib.blake2b(row, digest_size=16).digest() for row in np.ascontiguousarray(rows)
         ]

@@ -337,7 +337,10 @@ def _losses(
             shown.update(len(parts[-1]))
     losses = np.concatenate(parts)
     if not np.isfinite(losses).all():
-        raise DivergedError("A loss of the model is not finite: its weights are of no use.")
+        raise DivergedError(
+            "A loss of the model is not finite: its weights are damaged. Load an "
+            "earlier checkpoint, or train the model again."
+        )
     return losses
 
 

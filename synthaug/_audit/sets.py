@@ -58,7 +58,10 @@ def sets_of(S: AuditSet, T: AuditSet, H: AuditSet | None, settings: AuditSetting
     check_comparable(S, T, *([] if H is None else [H]))
     are_images = isinstance(S.samples, Tensor)
     if not are_images and settings.features is not None:
-        raise ValueError("`features` cannot be computed, since features are given and no images.")
+        raise ValueError(
+            "`features` names features to compute from images, but `train` holds "
+            "features already. Leave `features` out, or give images."
+        )
     distinct = Contents(T.keys)
     overlap = overlap_labels = np.zeros(0, np.int64)
     if H is not None:
@@ -89,6 +92,9 @@ def _without_overlap(
             "set these aside with `deduplicate=True`."
         )
     if count == len(H):
-        raise ValueError("All images in `holdout` are also in `train`: nothing is held out.")
+        raise ValueError(
+            "All images in `holdout` are also in `train`, so nothing is held out. Give "
+            "images that the generator has never seen."
+        )
     kept = H.select(~overlapping) if count else H
     return kept, equal[overlapping], H.labels[overlapping]

@@ -108,7 +108,10 @@ class FeaturesAsGiven:
 
     def __call__(self, pixels: Any) -> Any:
         """Raises TypeError: there is no network."""
-        raise TypeError("These features were given: there is no network to compute others.")
+        raise TypeError(
+            "These features were given as numbers, so there is no network that could "
+            "compute those of other images. Give images."
+        )
 
 
 def _extractors(features: Features) -> list[Extractor]:

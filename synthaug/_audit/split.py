@@ -60,7 +60,8 @@ def split_for_audit(
     sizes = np.bincount(groups)
     if len(sizes) < 2:
         raise ValueError(
-            f"`dataset` holds {len(images)} images that are all alike: nothing can be held out."
+            f"All {len(images)} images of `dataset` are alike, so none can be held out. "
+            "Give other images."
         )
     first = np.unique(groups, return_index=True)[1]
     class_of_group = np.zeros(len(sizes), np.int64)

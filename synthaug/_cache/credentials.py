@@ -120,10 +120,10 @@ class ContentCredentials:
             return ask()
         except self._c2pa.C2paError as error:
             raise DataError(
-                f"Images cannot be signed with the certificate in {self.certificates} and the key "
-                f"in {self.private_key} by {self.algorithm!r}: {error}. Both must belong together, "
-                "be of this algorithm, and the certificate must be for signing and not vouch for "
-                "itself."
+                f"Images cannot be signed with the certificate in {self.certificates} and "
+                f"the key in {self.private_key} by {self.algorithm!r}: {error}. The key must "
+                "belong to the certificate, both must be for this algorithm, and the "
+                "certificate must allow signing and not be self-signed."
             ) from error
 
     @cached_property

@@ -77,13 +77,13 @@ class Encoding:
         encoding = cls.parse(text)
         if not encoding.raw and image_shape[1] * image_shape[2] > _MAX_PIXELS:
             raise ValueError(
-                f"`encoding={text!r}` holds images of up to {_MAX_PIXELS:,} pixels, these are "
-                f"{image_shape[1]} x {image_shape[2]}. Use 'raw'."
+                f"`encoding={text!r}` stores images of at most {_MAX_PIXELS:,} pixels, and "
+                f"these have {image_shape[1]} x {image_shape[2]}. Use 'raw'."
             )
         if encoding.kind == "webp" and max(image_shape[1:]) > _MAX_WEBP_SIDE:
             raise ValueError(
-                f"`encoding='webp'` holds sides of up to {_MAX_WEBP_SIDE:,} pixels, the images are "
-                f"{image_shape[1]} x {image_shape[2]}. Use 'png'."
+                f"`encoding='webp'` stores images of at most {_MAX_WEBP_SIDE:,} pixels a "
+                f"side, and these have {image_shape[1]} x {image_shape[2]}. Use 'png'."
             )
         return encoding
 
@@ -234,8 +234,8 @@ def check_installed(encoding: Encoding) -> None:
             encoding.decoded([file], (3, 1, 1))
         except (KeyError, OSError, UndecodableError) as error:
             raise ImportError(
-                f"The installed Pillow knows no {encoding.kind.upper()} ({error}). Install one "
-                "that does: pip install --upgrade pillow"
+                f"The installed Pillow cannot read or write {encoding.kind.upper()} "
+                f"({error}). Install one that can: pip install --upgrade pillow"
             ) from error
 
 

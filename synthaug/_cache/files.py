@@ -83,7 +83,9 @@ def check_same(path: Path, file_id: tuple[int, int], size: int, fd: int) -> None
     """Refuses a file that took the place of the one that was opened, or that was cut short."""
     info = os.fstat(fd)
     if (info.st_dev, info.st_ino) != file_id:
-        raise MismatchError(f"{path} was replaced since. Open it again.")
+        raise MismatchError(
+            f"{path} was replaced by another file after it was opened. Open it again."
+        )
     check_length(path, size, info)
 
 

@@ -88,7 +88,10 @@ class Mapped:
             weakref.finalize(self, os.close, self._fd)
             self._map = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
         except OSError as error:
-            raise CacheError(f"Cannot map {contents.path}: {error.strerror}.") from error
+            raise CacheError(
+                f"Cannot map {contents.path} into memory: {error.strerror}. Check the disk, "
+                "or copy the file to a local one."
+            ) from error
         contents.check_same(self._fd)
         self._mapped = {name: self._array(name) for name in _MAPPED if name in contents.regions}
         self.faults: dict[int, str] = {}

@@ -267,7 +267,7 @@ def passed_too(report: Verdicts, identity: dict[str, JSON], name: str) -> Flags:
     """
     if report.identity != identity:
         raise MismatchError(
-            f"The audit judges another cache than the {name}. Make both about one cache."
+            f"The audit judges another cache than the {name}. Make both for the same cache."
         )
     return np.asarray(report.passed, bool)
 
@@ -290,13 +290,26 @@ def check_identity(
         MismatchError: Naming what differs.
     """
     ours, theirs = synthetic.identity, report.identity
-    if ours != theirs:
+    if "fingerprint" in theirs and not _imported(synthetic, theirs):
+        raise MismatchError(
+            f"{name} is about a data set, and not about this cache. It fits the cache that "
+            "`synthaug cache import` makes of these images, with the same size and channels and "
+            f"without loss. {remedy}"
+        )
+    if ours != theirs and "fingerprint" not in theirs:
         lines = [
             f"  {key}: {ours.get(key)!r} in the cache, {theirs.get(key)!r} in the report"
             for key in sorted({*ours, *theirs})
             if ours.get(key) != theirs.get(key)
         ]
         raise MismatchError(f"{name} judges another cache:\n" + "\n".join(lines) + f"\n{remedy}")
+
+
+def _imported(synthetic: SyntheticImages, identity: dict[str, JSON]) -> bool:
+    """Whether images are those of a data set, in its order, imported without loss."""
+    if "encoding" in synthetic.identity or not isinstance(synthetic, Planned):
+        return False
+    return synthetic.plan.settings.get("imported") == identity.get("imported", "")
 
 
 def between_classes(plan: Plan) -> Indices:

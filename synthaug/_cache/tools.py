@@ -1,6 +1,5 @@
 """Looking after caches: merge them, import foreign images, compare them with their sources."""
 
-import hashlib
 import logging
 import math
 import os
@@ -20,7 +19,7 @@ from synthaug._cache.store import SynthCache
 from synthaug._cache.tombstones import content_keys, rows_from_sources
 from synthaug._images.leaves import numbered_classes
 from synthaug._images.source import ImageSource
-from synthaug._pixels import digest
+from synthaug._pixels import content_fingerprint, digest
 from synthaug._plan import Plan
 from synthaug._support.differences import described
 from synthaug._support.progress import bar
@@ -237,11 +236,10 @@ def import_images(
         classes = numbered_classes(labels, "`source`")
     order = np.argsort(labels, kind="stable")  # as `Plan.build` lays out its rows
     keys = _keys(images, order)
-    fingerprint = hashlib.blake2b(keys.astype("<u8").tobytes(), digest_size=16).hexdigest()
     plan = Plan.build(
         np.bincount(labels, minlength=len(classes)),
         classes=classes,
-        settings={"imported": fingerprint},
+        settings={"imported": content_fingerprint(keys)},
         seed=0,
     )
     with filling(out), kept_at_stop(lambda: _copied(out)):
@@ -260,7 +258,11 @@ def import_images(
         gone = np.flatnonzero(np.isin(keys, np.concatenate(tombstones)))
         if len(gone):
             cache.withdraw(gone, forgotten=keys[gone])
-            logger.warning("%s: %s left out, forgotten before.", out, listed(gone))
+            logger.warning(
+                "%s: %s left out. An image that was forgotten is not imported again.",
+                out,
+                listed(gone),
+            )
         pending = cache.rows_in(State.PENDING)
         with bar(len(plan), "import", "image", progress=progress) as shown:
             shown.update(len(plan) - len(pending))

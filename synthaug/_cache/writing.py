@@ -63,7 +63,8 @@ class Writer:
             if gone.any():
                 if on_withdrawn == "raise":
                     raise ValueError(
-                        f"{self._contents.path}: {listed(rows[gone])} cannot be written: withdrawn."
+                        f"{self._contents.path}: {listed(rows[gone])} cannot be written: withdrawn "
+                        "rows stay empty. Leave them out."
                     )
                 rows, images, state, stored = (
                     each[~gone] for each in (rows, images, state, stored)

@@ -76,7 +76,7 @@ class ArmOptions:
                 mixed = Arm(images, augment=augment, synthetic=synthetic, share=self.share)
             arms: dict[str, Any] = standard_arms(images, mixed=mixed, synthetic=synthetic)
         elif self.share is not None:
-            raise ValueError("`share` is for the mixed arm, which `ratios` takes the place of.")
+            raise ValueError("`share` sets the mixed arm, which `ratios` replaces. Drop one.")
         else:
             ratios = self.ratios if isinstance(self.ratios, list) else [self.ratios]
             arms = {**scaling_arms(images, cache, audit=report, ratios=ratios)}

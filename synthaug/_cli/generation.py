@@ -286,7 +286,10 @@ def _ours(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
             f"DIRECTORY BASE {checkpoint}`."
         )
     if name not in METHODS:
-        raise ValueError(f"{checkpoint} is a checkpoint for {name!r}, which we do not know.")
+        raise ValueError(
+            f"{checkpoint} is a checkpoint for {name!r}, which this version of synthaug "
+            "does not know. Upgrade synthaug, or give another checkpoint."
+        )
     changes = options.given("image_size", *(setting.name for setting in settings()))
     if METHODS[name].has_sampler:
         sampler, changes = split_sampler(changes)
@@ -299,10 +302,13 @@ def _ours(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
     row = options.given(*(p.name for p in row_parameters() if p.needs_sources))
     source = None
     if row and not isinstance(synthesizer, AbstractSourcedSynthesizer):
-        raise ValueError(f"`--{next(iter(row))}` starts from real images; a {name} cannot.")
+        raise ValueError(
+            f"`--{next(iter(row))}` starts from real images, which a {name} cannot do. "
+            "Leave it out."
+        )
     if options.source is not None:
         if synthesizer.has_sources:
-            raise ValueError(f"`--source`: a {name} knows its real images. Leave it out.")
+            raise ValueError(f"`--source`: a {name} has its real images already. Leave it out.")
         source = options.shaped(
             options.source, synthesizer.image_shape, classes=synthesizer.classes
         )
@@ -317,10 +323,12 @@ def _ours(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
         amounts = options.given("per_class", "ratio", "counts", "fill_to").keys()
         if amounts == {"ratio"}:
             raise ValueError(
-                "`--ratio` needs `--source`, the real images that it is a multiple of."
+                "`--ratio` is a multiple of the number of real images. Give them with `--source`."
             )
         if amounts == {"fill_to"}:
-            raise ValueError("`--fill-to` needs `--source`, the real images that it adds to.")
+            raise ValueError(
+                "`--fill-to` adds to the real images of each class. Give them with `--source`."
+            )
     return options.guided(synthesizer, options.device), source
 
 
@@ -330,7 +338,9 @@ def _pipeline(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
 
     arguments = {**options.given(*(one.name for one in settings())), **options.loading_pipeline()}
     if options.others is not None:
-        raise ValueError("`others` is for animorphosis; a pipeline knows none. Leave it out.")
+        raise ValueError(
+            "`others` is for animorphosis, which a pipeline does not do. Leave it out."
+        )
     if options.null_class:
         raise ValueError("`null_class` is for our own loop, not for a pipeline. Leave it out.")
     synthesizer = FromPipeline.from_pretrained(
@@ -396,7 +406,10 @@ def _animorphosis(checkpoint: str, others: str, files: FileOptions) -> Any:
     saved = read_json(file) if file.exists() else {}
     degradation = saved.get("degradation", {})
     if not isinstance(degradation, dict) or degradation.get("name") != "Animorphosis":
-        raise ValueError(f"`others`: {checkpoint} knows no animorphosis. Leave it out.")
+        raise ValueError(
+            f"`others` is for animorphosis, and {checkpoint} was trained with another "
+            "degradation. Leave it out."
+        )
     with reading(file, "Train again."):
         shape, levels = tuple(saved["image_shape"]), degradation["num_levels"]
     return Animorphosis(others=files.shaped(others, shape), num_levels=levels)

@@ -500,7 +500,9 @@ def _check(kind: str, foreign: list[str], options: TrainOptions, call: Call) -> 
         raise ValueError(f"`{kind}` needs `--{needed.replace('_', '-')}`, {what}.")
     chooses = (options.validation is not None, options.features is not None)
     if any(chooses) and not (all(chooses) and options.snapshots):
-        raise ValueError("To choose a snapshot takes `--snapshots`, `--validation`, `--features`.")
+        raise ValueError(
+            "To choose a snapshot, give `--snapshots`, `--validation` and `--features`, all three."
+        )
     if options.width < 1:  # whose name in Python is `channels`, which is another option here
         raise ValueError(f"`width` must be at least 1, got {options.width}.")
 

@@ -46,9 +46,9 @@ class ItemLabels:
         """Whether real items get a vector in the place of their class index."""
         if weights is not None and not self.vectors:
             raise ValueError(
-                "`weights` scale vectors of class probabilities, and labels are class indices "
-                "here. Give `soft_labels=True` too, or serve rows with their weight for a "
-                "probability: `draw=mixing.WeightedDraws(weights)`."
+                "`weights` scale vectors of class probabilities, but the labels here are "
+                "class indices. Give `soft_labels=True` too, or serve rows with their "
+                "weight as probability: `draw=mixing.WeightedDraws(weights)`."
             )
         self._weights = weights
         self._table, self._synthetic = table, synthetic
@@ -130,8 +130,8 @@ def _checked(given: ArrayLike, shape: tuple[int, int], rows: Indices) -> Singles
     bad = rows[~((values[rows] >= 0).all(1) & (np.abs(values[rows].sum(1) - 1) < 1e-3))]
     if len(bad):
         raise ValueError(
-            f"`soft_labels` of row {bad[0]} are no probabilities: {values[bad[0]]}. They must be "
-            "at least 0 and sum to 1."
+            f"`soft_labels` of row {bad[0]} are not probabilities: {values[bad[0]]}. "
+            "They must be at least 0 and sum to 1."
         )
     return values
 

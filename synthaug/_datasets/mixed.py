@@ -154,8 +154,8 @@ class MixedDataset(AbstractEpochDataset):
         rule = bound_draw(draw, self.synthetic, rows)
         if rule.served is not None and self.mode != "replace":
             raise ValueError(
-                "`draw` serves images with a probability, where a real image stands behind each: "
-                'use mode="replace", or `mixing.Weighted` with mode="append".'
+                "`draw` serves a synthetic image with a probability, and the real image "
+                'otherwise. Use mode="replace", or `mixing.Weighted` with mode="append".'
             )
         self._drawn = None if draw is None else str(draw)  # not its scores, which are large
         drawn = self._labels_of(rule.arranged(rows))

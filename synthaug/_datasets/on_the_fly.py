@@ -286,7 +286,7 @@ def _opened(synthesizer: Any, plan: Plan, cache: StrPath | SynthCache) -> SynthC
     begun = SynthCache(path, on_corrupt="regenerate", synthesizer=synthesizer)
     if begun.plan_digest != plan.digest:
         raise MismatchError(
-            f"{path} is of another plan: {begun.plan!r}; given was {plan!r}. Write to another "
-            "file, or leave `cache` out."
+            f"{path} holds images of another plan: {begun.plan!r}, not {plan!r}. Write "
+            "to another file, or leave `cache` out."
         )
     return begun

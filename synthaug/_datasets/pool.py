@@ -49,7 +49,10 @@ class Pool:
             ValueError: If there are more slots than rows, or none for a class that has rows.
         """
         if not len(rows):
-            raise ValueError("`plan` has no row that may be served.")
+            raise ValueError(
+                "`plan` has no row that may be served: all are withdrawn, or did not pass. "
+                "Make another plan."
+            )
         if size is not None and size > len(rows):
             raise ValueError(
                 f"`size` is {size}, but the plan has {len(rows)} rows that may be served. Plan "

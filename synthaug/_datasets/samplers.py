@@ -100,8 +100,8 @@ class AbstractSeededSampler(Sampler[T_co], Generic[T_co]):
         for name, value in {"seed": self.seed, "num_replicas": self.num_replicas}.items():
             if state.get(name) != value:
                 raise ValueError(
-                    f"The state has {name}={state.get(name)}, this sampler {name}={value}. Make it "
-                    "with the arguments of the run that is to go on."
+                    f"The state was saved with {name}={state.get(name)}, and this sampler has "
+                    f"{name}={value}. Make it with the arguments of the run to be resumed."
                 )
         epoch, position = state["epoch"], state["position"]
         before = self.epoch
@@ -109,8 +109,8 @@ class AbstractSeededSampler(Sampler[T_co], Generic[T_co]):
         if (size := self._size()) != state["size"]:
             self.set_epoch(before)
             raise ValueError(
-                f"The state belongs to an order of {state['size']} items, this one has {size}. Use "
-                "the data set of the run that is to go on."
+                f"The state was saved for {state['size']} items, and this sampler has "
+                f"{size}. Use the data set of the run to be resumed."
             )
         if before > epoch and position >= len(self._order(epoch)):
             self.set_epoch(before)

@@ -65,8 +65,8 @@ class Drawer:
             ) from None
         if canonical_json(loaded_recipe) != canonical_json(recipe):
             raise EngineError(
-                f"The actor on {host} made another synthesizer than the one given, with the recipe "
-                f"{loaded_recipe}. Weights and settings must be the same everywhere."
+                f"The actor on {host} loaded another synthesizer, with the recipe "
+                f"{loaded_recipe}. Weights and settings must be the same on every node."
             )
 
     def draw(self, part: Part, rows: Indices, batch_size: int, check: bool) -> tuple[int, float]:

@@ -207,7 +207,10 @@ def _share(engine: Any, shard: str | None) -> Share | None:
     if not isinstance(engine, RayEngine):
         check_choice(("local", "torchrun", "ray"), "Or give a `RayEngine`.", engine=engine)
     if shard is not None and engine != "local":
-        raise ValueError("`shard` is for processes that nobody joins: leave `engine` out.")
+        raise ValueError(
+            "`shard` is for processes that are started by hand, and `engine` starts its "
+            "own. Leave one of them out."
+        )
     if engine == "torchrun":
         return Share.of_this_rank()
     return None if shard is None else Share.parse(shard)

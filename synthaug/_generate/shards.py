@@ -43,5 +43,7 @@ def draw_share(
                     synthesizer, part, pending, batch_size=batch_size, drawn=shown.update
                 )
     if not assemble(parts, whole):
-        text = "%s: this share is drawn. Whoever draws the last one puts the parts together."
-        logger.info(text, whole.path)
+        logger.info(
+            "%s: this share is complete. The process that completes the last one joins the parts.",
+            whole.path,
+        )

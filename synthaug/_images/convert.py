@@ -150,10 +150,14 @@ def like(pixels: Tensor, example: Any) -> Any:
     elif isinstance(example, Tensor):
         channels = example.shape[0]
     else:
-        raise TypeError(f"An image cannot be like {describe(example)}.")
+        raise TypeError(
+            f"An image cannot be converted to {describe(example)}. Give a PIL image, a "
+            "tensor or a numpy array."
+        )
     if pixels.shape[0] != channels:
         raise ValueError(
-            f"An image of {pixels.shape[0]} channels cannot be like {describe(example)}."
+            f"An image of {pixels.shape[0]} channels cannot be converted to "
+            f"{describe(example)}. Give both the same number of channels."
         )
     if isinstance(example, Image.Image):
         return to_pil(pixels)

@@ -27,8 +27,8 @@ def edge_agreement(images: Pixels, others: Pixels) -> Doubles:
     """
     if images.shape != others.shape:
         raise ValueError(
-            f"`others` has the shape {tuple(others.shape)}, `images` {tuple(images.shape)}. "
-            "Edges can be compared of images of one size."
+            f"`others` has the shape {tuple(others.shape)}, and `images` "
+            f"{tuple(images.shape)}. To compare edges, give images of one size."
         )
     first, second = _edges(images), _edges(others)
     lengths = np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))

@@ -221,7 +221,7 @@ def _tell_unknown(paths: Sequence[str]) -> None:
     """Warns, in one line, of photos of which nobody knows how the camera was held."""
     if paths:
         log.warning(
-            "The EXIF of %s cannot be read%s: taken as upright. Look whether it is.",
+            "The EXIF of %s cannot be read%s, so it was not rotated. Check that it is upright.",
             paths[0],
             f" (nor that of {len(paths) - 1:,} more)" if len(paths) > 1 else "",
         )

@@ -73,7 +73,10 @@ class LabeledImages(AbstractLabeledDataset):
         """
         self._store = Memory(images) if isinstance(images, Tensor) else images
         if isinstance(images, Tensor) and len(images) != len(np.asarray(labels)):
-            raise ValueError(f"Got {len(images)} images and {len(np.asarray(labels))} labels.")
+            raise ValueError(
+                f"Got {len(images)} images and {len(np.asarray(labels))} labels. Give one "
+                "label per image."
+            )
         self.classes = class_names(classes)
         self.labels: Labels = checked_labels(labels, self.classes, name)
         self.transform = transform

@@ -276,7 +276,10 @@ def _arrays(
     if not series:
         raise ValueError("The chart has no series.")
     if limit is not None and len(series) > limit:
-        raise ValueError(f"The chart has {len(series)} series, at most {limit} can be told apart.")
+        raise ValueError(
+            f"The chart has {len(series)} series, and at most {limit} can be told apart. "
+            "Show fewer."
+        )
     checked = {k: [np.asarray(v, np.float64).ravel() for v in parts] for k, parts in series.items()}
     for name, arrays in checked.items():
         if not all(len(a) for a in arrays):

@@ -191,7 +191,10 @@ def picture_format(path: str | os.PathLike[str]) -> str:
     suffix = Path(path).suffix.lower()
     name = Image.registered_extensions().get(suffix)
     if name not in Image.SAVE:
-        raise ValueError(f"{os.fspath(path)}: there are no pictures {suffix!r}. Name it .png.")
+        raise ValueError(
+            f"{os.fspath(path)}: pictures cannot be written as {suffix!r}. Use a name "
+            "that ends in .png."
+        )
     return name
 
 

@@ -54,7 +54,8 @@ def bar(
     mode = os.environ.get("SYNTHAUG_PROGRESS", "auto")
     if mode not in MODES:
         raise ValueError(
-            f"The environment variable SYNTHAUG_PROGRESS is {mode!r}; known are {', '.join(MODES)}."
+            f"The environment variable SYNTHAUG_PROGRESS is {mode!r}, expected one of "
+            f"{', '.join(MODES)}."
         )
     if mode == "auto":
         notebook = autonotebook.tqdm is not std.tqdm

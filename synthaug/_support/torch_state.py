@@ -75,8 +75,8 @@ def one_thread_after_fork() -> None:
     """
     if _forked and torch.get_num_threads() > 1:
         log.warning(
-            "In a forked process torch has one thread from now on. For more, start the process by "
-            '`multiprocessing.get_context("spawn")`.'
+            "This process was forked, so torch uses one thread from now on. For more "
+            'threads, start the process by `multiprocessing.get_context("spawn")`.'
         )
         torch.set_num_threads(1)
 

@@ -258,8 +258,9 @@ class _Run:
         if first != [state.step]:
             raise CheckpointError(
                 f"Process {self.rank} found the checkpoint of step {state.step} in "
-                f"{self.output_dir}, the first one that of step {first[0]}. Run again; if this "
-                "comes again, put the directory where all processes see the same files."
+                f"{self.output_dir}, and process 0 that of step {first[0]}. Run again. If "
+                "the error comes back, put the directory where all processes see the same "
+                "files."
             )
         if state.step > steps:
             raise ValueError(

@@ -302,7 +302,7 @@ def _naming_what_is_passed_over(
     level = theirs.level
     if unknown:
         names = printable_line(shortened(", ".join(unknown)))
-        logger.warning("%s sets %s, which is passed over: no such network takes it.", path, names)
+        logger.warning("%s sets %s, which is ignored: no such network takes it.", path, names)
         theirs.setLevel(logging.ERROR)
     try:
         yield

@@ -61,8 +61,8 @@ def named(name: str, **settings: Any) -> AbstractDegradation:
     """
     if name not in _BY_NAME:
         raise ValueError(
-            f"Unknown degradation {name!r}; known: {', '.join(_BY_NAME)}. For others make the "
-            "object itself, from `synthaug.degradations`."
+            f"The degradation {name!r} is unknown. Known are {', '.join(_BY_NAME)}. For "
+            "others, make the object itself, from `synthaug.degradations`."
         )
     cls: Any = _BY_NAME[name]
     names = [f.name for f in fields(cls)]

@@ -113,8 +113,9 @@ class Blur(AbstractSeparable):
         radius = self.kernel_size // 2
         if self.padding == "reflect" and radius >= size:
             raise ValueError(
-                f"`kernel_size` {self.kernel_size} reflects images of {size} pixels more than "
-                f"once. Use at most {2 * size - 1}, or padding 'circular' or 'replicate'."
+                f"`kernel_size` {self.kernel_size} is too large for images of {size} pixels "
+                f"with reflected edges. Use at most {2 * size - 1}, or padding 'circular' or "
+                "'replicate'."
             )
         source = torch.arange(size, dtype=torch.int64, device="cpu")[:, None] + torch.arange(
             -radius, radius + 1, dtype=torch.int64, device="cpu"
@@ -187,7 +188,10 @@ class Decolorization(AbstractDegradation):
     def _degrade(self, x: Images, s: Tensor, realization: Realization) -> Images:
         del realization
         if x.shape[1] != 3:
-            raise ValueError(f"Images of {x.shape[1]} channels have no color to lose.")
+            raise ValueError(
+                f"Images of {x.shape[1]} channels have no color that could be removed. Give "
+                "images of 3 channels."
+            )
         gray = x.mean(1, keepdim=True)
         kept = 1 - s.view(-1, 1, 1, 1).to(x.dtype) / self.num_levels
         return gray + kept * (x - gray)

@@ -71,8 +71,8 @@ class Neighborhood:
         queries = checked_features(queries, "queries")
         if queries.shape[1] != self._reference.shape[1]:
             raise ValueError(
-                f"`queries` has {queries.shape[1]} features, the reference images have "
-                f"{self._reference.shape[1]}."
+                f"`queries` has {queries.shape[1]} features, and the reference images have "
+                f"{self._reference.shape[1]}. Extract both with one extractor."
             )
         with threads():
             return self._index.search(queries, self.k)

@@ -73,8 +73,8 @@ class Arm:
     def __post_init__(self) -> None:
         if (self.synthetic is None) != (self.share is None):
             raise ValueError(
-                f"`synthetic` and `share` of an arm belong together, got `share`={self.share}. For "
-                "a mixture, leave both out."
+                f"`synthetic` and `share` of an arm go together, got `share`={self.share}. "
+                "For a mixture, leave both out."
             )
         arguments.check_within("(0, 1)", share=self.share)
         arguments.check_type(bool, "True or False", balanced=self.balanced)
@@ -84,7 +84,7 @@ class Arm:
         given = self.counts_rare_classes_more
         if len(given) > 1:
             raise ValueError(
-                f"`{given[0]}` and `{given[1]}` of an arm would both make up for rare classes. "
+                f"`{given[0]}` and `{given[1]}` of an arm both compensate for rare classes. "
                 "Choose one."
             )
 

@@ -116,7 +116,8 @@ def rare_copies(real: Any, *, fill_to: int | Literal["largest"] = "largest") -> 
     rows = np.concatenate(chosen).astype(np.int64)
     if not len(rows):
         raise DataError(
-            f"Every class of `real` has {size} images or more already, so none is to be copied."
+            f"Every class of `real` has {size} images or more already, so there is "
+            "nothing to copy. Ask for more images per class."
         )
     pixels = torch.cat([source.pixels(part) for part in _blocks(rows)])
     return LabeledImages(pixels, source.labels[rows], names, name=f"{source.title}, copies")
@@ -169,7 +170,7 @@ def retrieved(
         )
     rows = np.flatnonzero(~np.isin(candidates.digests(), source.digests()))
     if not len(rows):
-        raise DataError("`pool` holds no image that `real` does not hold too. Give another pool.")
+        raise DataError("All images of `pool` are also in `real`. Give another pool.")
     known = compute(source, np.arange(len(source)), features, "real")
     distances, nearest = search(known, compute(candidates, rows, features, "pool"), 1)
     labels = source.labels[nearest[:, 0]]

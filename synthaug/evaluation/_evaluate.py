@@ -432,7 +432,9 @@ def _checked_tests(test: Any, adversarial: Any) -> tuple[Any, dict[str, Any]]:
     if not test or not all(isinstance(name, str) and name for name in test):
         raise ValueError("`test` must map at least one name, text, to a data set.")
     if adversarial is not None and ROBUST in test:
-        raise ValueError(f"`test` has a set called {ROBUST!r}, as the result under attack is.")
+        raise ValueError(
+            f"`test` has a set called {ROBUST!r}, the name of the result under attack. Rename it."
+        )
     (_, first), *others = test.items()
     return first, dict(others)
 

@@ -271,7 +271,10 @@ class Measure:
         """Refuses fewer images than twice the features, unless `force`, or than `k` with a
         ValueError."""
         if n <= max(self.k, 3):
-            raise ValueError(f"{name} has {n} images, not more than `k`={self.k} and 3.")
+            raise ValueError(
+                f"{name} has {n} images, and more than `k`={self.k} and more than 3 are "
+                "needed. Give more images, or a smaller `k`."
+            )
         check_rank(n, dim, name=name, force=self.force)
 
     def scores(

@@ -173,8 +173,8 @@ class EvaluationReport(Report):
         if group not in self.groups:
             known = ", ".join(map(repr, self.groups))
             raise ValueError(
-                f"`group` {group!r} is no fixed group of classes. Groups here: {known}. "
-                '`group_accuracies` also knows "worst", which each arm has of its own.'
+                f"`group` {group!r} is not a fixed group of classes. Groups here: {known}. "
+                '`group_accuracies` also has "worst", the worst classes of each arm.'
             )
         return self.groups[group]
 
@@ -223,7 +223,10 @@ class EvaluationReport(Report):
         base = {run.seed: run for run in self.of(baseline or self.baseline)}
         pairs = [(run, base[run.seed]) for run in self.of(arm) if run.seed in base]
         if not pairs:
-            raise ValueError(f"{arm!r} and {baseline or self.baseline!r} have no seed in common.")
+            raise ValueError(
+                f"{arm!r} and {baseline or self.baseline!r} have no seed in common. "
+                "Evaluate both with the same seeds."
+            )
         sets = [
             [(ours.tested(name), theirs.tested(name)) for ours, theirs in pairs]
             for name in _names(result)

@@ -188,8 +188,9 @@ class ClassifierGuidance:
         missing = [name for name in classes if name not in place]
         if missing:
             raise MismatchError(
-                f"The classifier does not know {missing[0]!r}. It knows {', '.join(place)}; the "
-                f"synthesizer draws {', '.join(classes)}."
+                f"The classifier does not know the class {missing[0]!r}. It knows "
+                f"{', '.join(place)}; the synthesizer draws {', '.join(classes)}. Give a "
+                "classifier of these classes."
             )
         return torch.tensor([place[name] for name in classes], dtype=torch.int64, device="cpu")[
             labels

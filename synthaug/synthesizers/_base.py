@@ -115,8 +115,8 @@ class AbstractSynthesizer(abc.ABC):
             ValueError: For images of unknown class, if the network needs to know it.
         """
         raise TypeError(
-            f"{type(self).__name__} has no denoising network that we can ask how well it restores "
-            "an image."
+            f"{type(self).__name__} has no denoising network, which this measurement "
+            "needs. Use a diffusion model."
         )
 
     def check_rows(self, plan: Plan) -> None:
@@ -236,8 +236,9 @@ class AbstractSynthesizer(abc.ABC):
         rows = self._lay_out(columns, quota, seed)
         if is_rescale_idle(self.recipe()["settings"], columns):
             warnings.warn(
-                "`guidance_rescale` has no effect: every image has a `guidance_scale` of 1, which "
-                "is no guidance. Raise the one or leave out the other.",
+                "`guidance_rescale` has no effect: every image has a `guidance_scale` of 1, "
+                "which is no guidance. Raise `guidance_scale`, or leave `guidance_rescale` "
+                "out.",
                 stacklevel=2,
             )
         return rows

@@ -67,7 +67,7 @@ def check_known(path: str | Path, index: Mapping[str, Any], what: str) -> None:
     name = index.get("_class_name", "DiffusionPipeline")
     if name not in OUR_PIPELINES and name not in FAMILIES:
         raise CheckpointError(
-            f"{path} is a {shortened(name)}, which we cannot {what}. We can those of "
+            f"{path} is a {shortened(name)}, which we cannot {what}. We support "
             f"{', '.join((*OUR_PIPELINES, *FAMILIES))}."
         )
 

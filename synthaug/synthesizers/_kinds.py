@@ -69,7 +69,10 @@ def load(path: str | Path, **arguments: Any) -> AbstractSynthesizer:
 
         return FromPipeline.from_pretrained(path, **arguments)
     if name not in METHODS:
-        raise CheckpointError(f"{path} is a checkpoint for {name!r}, which we do not know.")
+        raise CheckpointError(
+            f"{path} is a checkpoint for {name!r}, which this version of synthaug does "
+            "not know. Upgrade synthaug, or give another checkpoint."
+        )
     method, kind = METHODS[name], METHODS[name].load()
     accepted = inspect.signature(kind.from_pretrained).parameters
     if not method.wraps:

@@ -84,7 +84,9 @@ class PromptTable:
                 raise ValueError("The plan does not choose among the prompts. Make it with `plan`.")
             return starts
         if ((column < starts) | (column >= starts + counts)).any():
-            raise ValueError("The plan holds the number of a prompt of another class.")
+            raise ValueError(
+                "The plan holds a prompt number of another class. Make it again with `plan`."
+            )
         return column
 
 
@@ -188,7 +190,7 @@ def _by_class(
             )
         for kind in classes:
             if kind not in prompts:
-                raise ValueError(f"`{name}` has nothing for the class {kind!r}.")
+                raise ValueError(f"`{name}` has no prompt for the class {kind!r}. Add one.")
             yield _listed(prompts[kind], f"{name}[{kind!r}]")
         return
     given = _listed(prompts, name)

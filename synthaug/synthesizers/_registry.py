@@ -26,7 +26,9 @@ def register(method: Method) -> None:
         ValueError: If another synthesizer has the name.
     """
     if METHODS.setdefault(method.name, method) != method:
-        raise ValueError(f"There is a synthesizer {method.name!r} already. Choose another name.")
+        raise ValueError(
+            f"A synthesizer called {method.name!r} exists already. Choose another name."
+        )
 
 
 def parameter_table() -> str:

@@ -215,7 +215,9 @@ class FromPipeline(AbstractSourcedSynthesizer):
         count = next((n for n in map(network.config.get, names) if n is not None), None)
         if count is None:
             if len(self.classes) > 1:
-                raise ValueError(f"{self._name} knows one class; `classes` names more.")
+                raise ValueError(
+                    f"{self._name} knows one class, and `classes` names more. Give one name."
+                )
             return None
         # A DiT's pipeline keeps a table from names to labels, where the checkpoint has names.
         words: dict[int, list[str]] = {}

@@ -319,7 +319,10 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
                 raise ValueError(f"`snapshots` must be in [1, {config.steps}], got {step}.")
         out = Path(output_dir)
         if out.resolve() == Path(checkpoint).expanduser().resolve():
-            raise ValueError(f"`output_dir` is {checkpoint}, the checkpoint to start from.")
+            raise ValueError(
+                f"`output_dir` is {checkpoint}, the checkpoint to start from, which would be "
+                "overwritten. Choose another directory."
+            )
         job = FineTuneJob(
             checkpoint, real, adaptation, learning_rate=config.learning_rate, device=config.device
         )
