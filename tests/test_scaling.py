@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from synthaug import Plan, SynthCache, degradations
+from synthaug import Plan, SynthCache, degradations, generate
 from synthaug._training.loop import _among
 from synthaug._training.network_config import DenoiserConfig, LabeledConfig
 from synthaug.caches import estimate_cost, evaluations_per_second
@@ -177,29 +177,61 @@ def test_the_predicted_bytes_are_those_of_the_cache_but_for_its_description(tmp_
 
 
 class Clocked:
-    """Takes two ticks of a clock per image that it draws, and evaluates its network as often."""
+    """Takes ticks of a clock for each batch that it draws, and for each image as its row says; the
+    first batch of every size takes 50 more."""
 
-    now = 0.0
+    image_shape = (1, 2, 2)
+
+    def __init__(self, batch_cost: float = 0.0) -> None:
+        self.now, self.batch_cost = 0.0, batch_cost
+        self.sizes: set[int] = set()
 
     def draw(self, rows: Plan) -> torch.Tensor:
-        self.now += 2 * len(rows)
+        new = len(rows) not in self.sizes
+        self.sizes.add(len(rows))
+        self.now += 50 * new + self.batch_cost + 2 * int(self.evaluations(rows).sum())
         return torch.zeros(len(rows), 1, 2, 2)
 
     def evaluations(self, rows: Plan) -> Any:
-        return np.full(len(rows), 6)
+        return rows.get("steps", np.ones(len(rows), np.int64))
+
+    def recipe(self) -> dict[str, Any]:
+        return {"settings": {}}
 
 
-@pytest.mark.parametrize("rows", [3, 8, 100])
-def test_a_rate_is_that_of_whole_batches_after_the_first(monkeypatch, rows):
-    clocked = Clocked()
-    monkeypatch.setattr("time.perf_counter", lambda: clocked.now)
-    plan = Plan.build([rows], classes=("a",), settings={}, seed=0)
-    assert evaluations_per_second(clocked, plan, batch_size=8, seconds=40) == 3.0
+@pytest.fixture
+def clocked(monkeypatch) -> Clocked:
+    """One whose clock every measurement reads, and writing an image takes a tick of it."""
+    made, write = Clocked(batch_cost=20), SynthCache.write
+
+    def slow_write(cache, rows, *args, **options):
+        made.now += len(rows)
+        return write(cache, rows, *args, **options)
+
+    monkeypatch.setattr(SynthCache, "write", slow_write)
+    monkeypatch.setattr("time.perf_counter", lambda: made.now)
+    return made
 
 
-def test_to_measure_the_rate_of_a_slow_device_takes_no_whole_batch(monkeypatch):
-    clocked = Clocked()
-    monkeypatch.setattr("time.perf_counter", lambda: clocked.now)
+@pytest.mark.parametrize("per_class", [16, 480])
+def test_an_estimate_is_what_the_whole_job_takes(clocked, tmp_path, per_class):
+    # Settings alternate, as guidance scales do, and batches of the job have both of them.
+    quota, parameters = [per_class] * 2, {"steps": [1, 9]}
+    plan = Plan.build(quota, classes=("a", "b"), settings={}, parameters=parameters, seed=0)
+    rate = evaluations_per_second(clocked, plan, batch_size=16, seconds=10_000)
+    mean = float(clocked.evaluations(plan).mean())
+    cost = estimate_cost(
+        len(plan), (1, 2, 2), evaluations_per_image=mean, evaluations_per_second=rate
+    )
+    begun = clocked.now
+    generate(clocked, plan, tmp_path / "a.h5", batch_size=16, progress=False)
+    taken = clocked.now - begun
+    assert taken == len(plan) * (2 * 5 + 1) + len(plan) // 16 * 20
+    assert cost.seconds == pytest.approx(taken, rel=0.05)
+
+
+def test_to_measure_the_rate_of_a_slow_device_takes_no_whole_batch(clocked):
     plan = Plan.build([1000], classes=("a",), settings={}, seed=0)
-    assert evaluations_per_second(clocked, plan, batch_size=64, seconds=3) == 3.0
-    assert clocked.now == 4  # a row that warms up, and one that is measured
+    assert evaluations_per_second(clocked, plan, batch_size=64, seconds=3) == 1 / 23
+    assert clocked.sizes == {1}
+    assert clocked.now == 50 + 22 + 23  # a row that warms up, and one that is measured

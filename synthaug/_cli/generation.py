@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import time
 from dataclasses import asdict, dataclass, make_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -467,17 +468,19 @@ def plan(
     Args:
         checkpoint: Directory in diffusers layout, or hub:OWNER/NAME.
         options: The images to draw.
-        estimate: Draw for a few seconds to measure the time.
+        estimate: Draw for some seconds, at most about 30, to measure the time.
         devices: Number of devices that draw in parallel, each like the one here.
         batch_size: Images per batch.
     """
+    started = time.perf_counter()
     from synthaug._generate.cost import estimate_cost, evaluations_per_second
     from synthaug._plan import REQUIRED
     from synthaug._printable import printable_line
 
     synthesizer, rows, _, drawn_by = _prepare(checkpoint, _expanded(options))
-    rate = None
+    rate, startup = None, 0.0
     if estimate:
+        startup = time.perf_counter() - started  # `generate` loads the same
         rate = evaluations_per_second(synthesizer, rows, batch_size=batch_size)
     cost = estimate_cost(
         len(rows),
@@ -486,6 +489,7 @@ def plan(
         evaluations_per_second=rate,
         devices=devices,
         parameters=len(set(rows.columns) - set(REQUIRED)),
+        startup_seconds=startup,
     )
     quota = dict(zip(rows.classes, rows.quota.tolist(), strict=True))
     lines = [f"  {printable_line(name)}: {count:,}" for name, count in quota.items()]

@@ -1,16 +1,23 @@
 """Estimates what drawing many images will cost, from a rate that is measured on a few."""
 
 import math
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from synthaug._cache import SynthCache
 from synthaug._cache.format import data_sets
+from synthaug._generate.draw import checked_draw, fill
 from synthaug._plan import REQUIRED, Plan, bytes_text, time_text
 from synthaug._support.arguments import check_positive
-from synthaug._types import ImageShape
+from synthaug._types import ImageShape, Indices
+
+_GOLDEN = (5**0.5 - 1) / 2
+"""Its multiples modulo 1 are spread evenly, however many there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,34 +113,66 @@ def estimate_cost(
 
 
 def evaluations_per_second(
-    synthesizer: Any, plan: Plan, *, batch_size: int = 64, seconds: float = 3
+    synthesizer: Any, plan: Plan, *, batch_size: int = 64, seconds: float = 30
 ) -> float:
     """Network evaluations of one image per second, measured by drawing rows of a plan.
 
+    Arguments are those of `drawing_time`.
+    """
+    rows, taken = drawing_time(synthesizer, plan, batch_size=batch_size, seconds=seconds)
+    return int(np.sum(synthesizer.evaluations(plan[rows]))) / taken
+
+
+def drawing_time(
+    synthesizer: Any, plan: Plan, *, batch_size: int = 64, seconds: float = 30
+) -> tuple[Indices, float]:
+    """Draws rows of a plan as `generate` would, checks and writing included, into a file that is
+    deleted.
+
     Args:
         synthesizer: Where and as it will draw.
-        plan: Rows are taken evenly from all of it, for they may have different settings.
-        batch_size: Batch size of the job: small batches waste a large device. Batches begin with
-            one row and
-            double, as far as there is time, so that slow devices are not asked for whole ones.
-        seconds: How long to draw, after a row that warms up; one more at least.
+        plan: Batches are rows in a row, as in the job, at places all over the plan, for rows may
+            have different settings.
+        batch_size: Batch size of the job: small batches waste any device. On a device so slow that
+            a whole batch might not be drawn in time, batches begin with one row and double.
+        seconds: How long to draw at most, after a row that warms up; one more at least. A tenth of
+            it is enough for whole batches.
+
+    Returns:
+        Numbers of the rows of the largest batches, int64 (n,), and the seconds that they took. The
+        first batch of a size, in which libraries choose their kernels, does not count if there are
+        more.
     """
-    from synthaug._pixels import to_pixels
+    whole = min(batch_size, len(plan))
+    shape = checked_draw(synthesizer, plan[:1], None).shape[1:]
+    begun, number, size = time.perf_counter(), 0, 1
+    batches: list[tuple[Indices, float]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        while True:
+            start = int(number * _GOLDEN % 1 * (len(plan) - size + 1))
+            rows = np.arange(start, start + size)
+            taken = _taken(synthesizer, plan[rows], shape, Path(folder) / f"{number}.h5")
+            batches.append((rows, taken))
+            number += 1
+            elapsed = time.perf_counter() - begun
+            if size == whole:
+                if elapsed + taken > seconds / 10 or len(batches) * size >= len(plan):
+                    break
+            elif elapsed + 2 * taken <= seconds:
+                # A large batch takes no longer for each row than a small one.
+                fits = elapsed + taken * whole / size <= seconds
+                size, batches = whole if fits else min(2 * size, whole), []
+            else:
+                break
+    counted = batches[1:] or batches
+    return np.concatenate([rows for rows, _ in counted]), sum(taken for _, taken in counted)
 
-    def batch(number: int, size: int) -> Plan:
-        apart = max(1, len(plan) // size)
-        return plan[(number + apart * np.arange(size)) % len(plan)]
 
-    synthesizer.draw(batch(0, 1))
-    begun = before = started = time.perf_counter()
-    size, number, count = 1, 0, 0
-    while True:
-        rows = batch(number, size)
-        to_pixels(synthesizer.draw(rows).cpu())  # the transfer waits for the device
-        now = time.perf_counter()
-        last, before = now - before, now
-        count, number = count + int(np.sum(synthesizer.evaluations(rows))), number + 1
-        if size < batch_size and now - begun + 2 * last <= seconds:
-            size, started, count, number = min(2 * size, batch_size), now, 0, 0
-        elif size < batch_size or now - begun + last > seconds or number * size >= len(plan):
-            return count / (now - started)
+def _taken(synthesizer: Any, rows: Plan, shape: tuple[int, ...], path: Path) -> float:
+    """Seconds in which one batch is drawn into a cache at `path`, which is deleted."""
+    cache = SynthCache.create(path, rows, image_shape=shape, manifest={"recipe": {}})
+    started = time.perf_counter()
+    fill(synthesizer, cache, np.arange(len(rows)), batch_size=len(rows))
+    taken = time.perf_counter() - started
+    path.unlink()
+    return taken

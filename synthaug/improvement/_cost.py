@@ -12,6 +12,7 @@ from typing import Any
 from torch.utils.data import Subset
 
 from synthaug._audit import audit
+from synthaug._generate.cost import drawing_time
 from synthaug._images.source import ImageSource
 from synthaug._support.files import write_text
 from synthaug._support.progress import bar
@@ -29,7 +30,7 @@ logger = logging.getLogger("synthaug")
 
 _FEW, _MORE = 2, 17
 """Steps of two short trainings, whose difference is the cost of steps alone."""
-_BATCH, _SECONDS = 64, 10.0
+_BATCH = 64
 _AUDITED = 50, 400
 """Images of each set of two audits, whose difference is the cost of images alone."""
 
@@ -264,17 +265,5 @@ def _extrapolated(train: Callable[[int], object], steps: int) -> float:
 def _per_image(synthesizer: Any, parameters: Mapping[str, Any]) -> float:
     """Seconds per image, in batches that grow from one image up to those of the search."""
     plan = synthesizer.plan(per_class=_BATCH, seed=0, **parameters)
-
-    def seconds(size: int) -> float:
-        started = time.perf_counter()
-        synthesizer.draw(plan[:size]).cpu()  # the transfer waits for the device
-        return time.perf_counter() - started
-
-    seconds(1)  # warms up
-    begun, size = time.perf_counter(), 1
-    while True:
-        last = seconds(size)
-        # A batch four times as large takes four times as long at most.
-        if size >= _BATCH or time.perf_counter() - begun + 4 * last > _SECONDS:
-            return last / size
-        size *= 4
+    rows, taken = drawing_time(synthesizer, plan, batch_size=_BATCH)
+    return taken / len(rows)
