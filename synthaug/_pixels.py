@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -51,6 +52,15 @@ def to_pil(pixels: Tensor) -> Image.Image:
         return Image.frombytes("RGB", (width, height), array.transpose(1, 2, 0).tobytes())
     planes = [Image.frombuffer("L", (width, height), x, "raw", "L", 0, 1) for x in array]
     return Image.merge("RGB", planes)
+
+
+def channels_last(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Copies images, uint8 (n, C, H, W), to (n, H, W, C), several times faster than numpy does."""
+    n, channels, height, width = pixels.shape
+    woven = np.empty((n, height, width, channels), np.uint8)
+    for channel in range(channels):
+        woven[..., channel] = pixels[:, channel]
+    return woven
 
 
 def grid(pixels: Pixels, *, columns: int, scale: int = 1, padding: int = 2) -> Image.Image:

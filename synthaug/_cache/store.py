@@ -307,7 +307,7 @@ class SynthCache(OpenedCache):
         pixels = self._gather(rows)
         images: Any
         if self.output_type == "np":
-            images = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))  # NCHW => NHWC
+            images = _pixels.channels_last(pixels)
         else:
             images = torch.from_numpy(pixels).unbind(0)
             if self.output_type == "pil":

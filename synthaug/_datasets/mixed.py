@@ -21,7 +21,7 @@ from synthaug._datasets.opening import open_cache, open_report
 from synthaug._datasets.real import RealItems
 from synthaug._datasets.show import notebook
 from synthaug._images.calls import apply
-from synthaug._images.convert import Transform, like
+from synthaug._images.convert import Transform, all_like
 from synthaug._images.source import ImageSource, items_of
 from synthaug._noise import checked_seed
 from synthaug._support.arguments import check_whole
@@ -316,6 +316,8 @@ class MixedDataset(AbstractEpochDataset):
         real = self._items
         raw = iter(items_of(real.raw, where[~made | real.has_extras].tolist()))
         synthetic = self._synthetic(where[made], rows[made]) if made.any() else iter(())
+        if real.pairs and not self._changes_items:
+            return [next(raw if row < 0 else synthetic) for row in rows.tolist()]
         return [
             self._item(next(raw))
             if row < 0
@@ -330,18 +332,22 @@ class MixedDataset(AbstractEpochDataset):
         """
         replacing = self.mode == "replace"
         labels = (self._items.labels[where] if replacing else self._labels_of(rows)).tolist()
-        for row, label, pixels in zip(
-            rows.tolist(), labels, self.synthetic.read(rows), strict=True
-        ):
-            yield like(pixels, self._items.image), self._item_labels.of_row(row, label)
+        images = all_like(self.synthetic.read(rows), self._items.image)
+        for row, label, image in zip(rows.tolist(), labels, images, strict=True):
+            yield image, self._item_labels.of_row(row, label)
+
+    @property
+    def _changes_items(self) -> bool:
+        """Whether items of `real` do not leave as they came."""
+        transformed = self.transform is not None or self.target_transform is not None
+        return transformed or self._item_labels.changes_real
 
     def _item(self, item: Any, synthetic: tuple[Any, Any] | None = None) -> Any:
         """An item of `real`, or with a synthetic image and label in it, after the transforms."""
         if synthetic is not None:
             image, label = synthetic
         else:
-            changes = self._item_labels.changes_real or self.target_transform is not None
-            if self.transform is None and not changes:
+            if not self._changes_items:
                 return item
             image, label = item if self._items.pairs else self._items.fields.get(item)
             label = self._item_labels.of_real(label)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from synthaug._pixels import to_pil
+from synthaug._pixels import channels_last, to_pil
 
 Transform = Callable[[Any], Any]
 
@@ -29,6 +29,8 @@ _MODES = {"L": 1, "RGB": 3}
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _BRIGHT = 16
 """Beyond any value of an image that was normalized, and soon reached from 0 to 255."""
+_SMALL = 64 * 64
+"""Pixels above which Pillow merges planes faster than numpy weaves them."""
 _SLACK = 1e-4
 """Resizing and bfloat16 overshoot [0, 1] a little; normalized images do so by far more."""
 
@@ -169,6 +171,20 @@ def like(pixels: Tensor, example: Any) -> Any:
         return array.astype(example.dtype) / example.dtype.type(255)
     image = pixels.clone() if example.dtype == torch.uint8 else pixels.to(example.dtype) / 255
     return wrapped(image.to(example.device), example)
+
+
+def all_like(pixels: Tensor, example: Any) -> list[Any]:
+    """Images, uint8 (n, C, H, W), each as `like` makes it; small ones for PIL in less time.
+
+    Raises:
+        TypeError, ValueError: Under the same conditions as `like`.
+    """
+    n, channels, height, width = pixels.shape
+    to_rgb = isinstance(example, Image.Image) and example.mode == "RGB" and channels == 3
+    if to_rgb and n > 1 and height * width <= _SMALL:
+        woven = channels_last(pixels.numpy())
+        return [Image.frombytes("RGB", (width, height), hwc.tobytes()) for hwc in woven]
+    return [like(image, example) for image in pixels]
 
 
 def wrapped(image: Tensor, example: Tensor) -> Tensor:
