@@ -1099,3 +1099,23 @@ def test_a_folder_whose_audit_passes_with_images_withheld_is_not_imported_as_it_
         "know what was removed."
     )
     assert "cache import" in next_step(SimpleNamespace(verdict="pass", withheld=[]), call, "audit")
+
+
+@pytest.mark.parametrize(
+    ("loaded", "given", "policy"),
+    [
+        (False, {}, "PASSIVE"),
+        (True, {}, None),  # too late
+        (False, {"GOMP_SPINCOUNT": "5"}, None),
+        (False, {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
+    ],
+)
+def test_waiting_threads_sleep_unless_something_else_is_asked_for(
+    loaded, given, policy, monkeypatch
+):
+    monkeypatch.setattr("os.environ", dict(given))
+    if not loaded:
+        monkeypatch.delitem(sys.modules, "torch")
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert os.environ.get("OMP_WAIT_POLICY") == policy

@@ -317,6 +317,7 @@ def understand(words: Sequence[str]) -> Request:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Entry point of the command `synthaug`."""
+    _let_waiting_threads_sleep()
     try:
         request = understand(sys.argv[1:] if words is None else words)
     finally:
@@ -339,6 +340,17 @@ def main(words: Sequence[str] | None = None) -> None:
             result = request.function(**bound(request.function, call))
         _answer(result, call, as_json=shared["json"])
     sys.exit(result.code)
+
+
+def _let_waiting_threads_sleep() -> None:
+    """Has OpenMP's threads sleep while they wait for each other, unless the user says otherwise.
+
+    By default they spin. Where other work runs beside them, as another shard or another seed does,
+    one of them is soon without a core, and the others take theirs from it to no purpose: a step
+    then takes many times as long as with one thread (`benchmarks/cpu_paths.py`).
+    """
+    if "torch" not in sys.modules and "GOMP_SPINCOUNT" not in os.environ:  # read when it is loaded
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @contextlib.contextmanager

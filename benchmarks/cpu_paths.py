@@ -1,0 +1,184 @@
+"""What speeds our small networks up on a processor: layout, compilation, threads, batch size.
+
+    python benchmarks/cpu_paths.py
+
+The network is the one that `synthaug train` makes; a step of training is forward, backward and
+AdamW, a step of sampling one forward pass. All ways take turns in one process, and ratios are to
+our own way (eager, channels-last, one thread) in the same round: of processor seconds, which other
+work on the machine changes little, and of seconds by the clock. OpenMP's threads spin while they
+wait for each other; with OMP_WAIT_POLICY=PASSIVE in the environment, which is what the command line
+sets, they sleep. What is measured already is not
+measured again. Writes `results/cpu_paths.json`.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from _machine import summary, write, written
+
+from synthaug._support.layout import settle_layout
+from synthaug.denoisers import build_unet
+
+OURS = "channels-last"
+Step = Callable[[], object]
+
+
+def network(size: int) -> Any:
+    """The network of `train` with its default settings, in our layout."""
+    torch.manual_seed(0)
+    return settle_layout(build_unet((3, size, size), num_classes=10))
+
+
+def sampling(net: Any, size: int, batch: int, layout: torch.memory_format) -> Step:
+    x = torch.randn(batch, 3, size, size).contiguous(memory_format=layout)
+    t, y = torch.full((batch,), 500), torch.arange(batch) % 10
+
+    def step() -> object:
+        with torch.inference_mode():
+            return net(x, t, class_labels=y).sample
+
+    return step
+
+
+def training(net: Any, size: int, batch: int, layout: torch.memory_format) -> Step:
+    optimizer = torch.optim.AdamW(net.parameters())
+    x = torch.randn(batch, 3, size, size).contiguous(memory_format=layout)
+    t, y = torch.arange(batch) * 10, torch.arange(batch) % 10
+
+    def step() -> object:
+        loss = torch.nn.functional.mse_loss(net(x, t, class_labels=y).sample, x)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+JOBS: dict[str, Callable[[Any, int, int, torch.memory_format], Step]] = {
+    "sampling": sampling,
+    "training": training,
+}
+
+
+def timed(step: Step, threads: int, repeats: int) -> tuple[float, float]:
+    """Processor seconds and seconds by the clock of some steps."""
+    torch.set_num_threads(threads)
+    begun = time.process_time(), time.perf_counter()
+    for _ in range(repeats):
+        step()
+    return time.process_time() - begun[0], time.perf_counter() - begun[1]
+
+
+def compared(
+    ways: dict[str, tuple[Step, int, int]], rounds: int, seconds: float
+) -> dict[str, dict[str, Any]]:
+    """Ratios to our way: of (step, threads, images per step) by name, per image."""
+    first, _ = timed(ways[OURS][0], 1, 2)
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for turn in range(rounds + 1):
+        for name, (step, threads, images) in ways.items():
+            repeats = max(1, round(2 * seconds / first * ways[OURS][2] / images))
+            processor, clock = timed(step, threads, repeats)
+            if turn:
+                times[name].append((processor / repeats / images, clock / repeats / images))
+    return {
+        name: {
+            "processor_seconds_per_image": summary([own for own, _ in values]),
+            "processor_ratio": summary(
+                [one[0] / ours[0] for one, ours in zip(values, times[OURS], strict=True)]
+            ),
+            "clock_ratio": summary(
+                [one[1] / ours[1] for one, ours in zip(values, times[OURS], strict=True)]
+            ),
+        }
+        for name, values in times.items()
+    }
+
+
+def eager(job: str, size: int, args: argparse.Namespace) -> dict[str, Any]:
+    make = JOBS[job]
+    plain = network(size).to(memory_format=torch.contiguous_format)
+    for weight in plain.parameters():
+        weight.data = weight.data.contiguous()
+    ours = make(network(size), size, args.batch, torch.channels_last)
+    ways = {
+        OURS: (ours, 1, args.batch),
+        "contiguous": (make(plain, size, args.batch, torch.contiguous_format), 1, args.batch),
+        f"{args.threads} threads": (ours, args.threads, args.batch),
+    }
+    for batch in args.batches:
+        step = make(network(size), size, batch, torch.channels_last)
+        ways[f"batch {batch}"] = (step, 1, batch)
+    return compared(ways, args.rounds, args.seconds)
+
+
+def compiled(job: str, size: int, args: argparse.Namespace) -> dict[str, Any]:
+    make = JOBS[job]
+    quick = torch.compile(network(size))
+    started = time.process_time(), time.perf_counter()
+    torch.set_num_threads(1)
+    step = make(quick, size, args.batch, torch.channels_last)
+    step()
+    once = time.process_time() - started[0], time.perf_counter() - started[1]
+    found: dict[str, Any] = compared(
+        {
+            OURS: (make(network(size), size, args.batch, torch.channels_last), 1, args.batch),
+            "compiled": (step, 1, args.batch),
+        },
+        args.rounds,
+        args.seconds,
+    )
+    saved = (
+        found[OURS]["processor_seconds_per_image"]["median"]
+        - found["compiled"]["processor_seconds_per_image"]["median"]
+    ) * args.batch
+    return {
+        **found,
+        "first step": {"processor_seconds": once[0], "seconds": once[1]},
+        "steps until it pays": once[0] / saved if saved > 0 else None,
+        "largest difference": None if job == "training" else largest_difference(quick, size, args),
+    }
+
+
+def largest_difference(quick: Any, size: int, args: argparse.Namespace) -> float:
+    """By which the compiled network's predictions differ, whose standard deviation is about 1."""
+    results = []
+    for net in (network(size), quick):
+        torch.manual_seed(1)
+        results.append(sampling(net, size, args.batch, torch.channels_last)())
+    return float((results[0] - results[1]).abs().max())
+
+
+def main() -> None:
+    """Measures what is not yet in the file, and writes after each part."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[8, 16, 32])
+    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batches", type=int, nargs="*", default=[16, 256])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compile", action="store_true", help="instead of the eager ways")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each way in each round")
+    parser.add_argument("--out", default="cpu_paths", help="name of the file in results/")
+    args = parser.parse_args()
+    parts = written(args.out).get("parts", {})
+    for size in args.sizes:
+        for job in args.jobs:
+            name = f"{job}, {size} pixels" + ", compiled" * args.compile
+            name += ", passive" * (os.environ.get("OMP_WAIT_POLICY") == "PASSIVE")
+            if name not in parts:
+                measured = compiled(job, size, args) if args.compile else eager(job, size, args)
+                parts[name] = {"batch": args.batch, "rounds": args.rounds, "ways": measured}
+                write(args.out, {"parts": parts})
+            for way, row in parts[name]["ways"].items():
+                print(name, way, row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
