@@ -1,4 +1,4 @@
-"""What speeds our small networks up on a processor: layout, compilation, threads, batch size.
+"""Measures layout, compilation, threads and batch size of our small networks on a processor.
 
     python benchmarks/cpu_paths.py
 
@@ -24,7 +24,7 @@ from synthaug._support.layout import settle_layout
 from synthaug.denoisers import build_unet
 
 OURS = "channels-last"
-Step = Callable[[], object]
+Step = Callable[[], torch.Tensor]
 
 
 def network(size: int) -> Any:
@@ -37,9 +37,10 @@ def sampling(net: Any, size: int, batch: int, layout: torch.memory_format) -> St
     x = torch.randn(batch, 3, size, size).contiguous(memory_format=layout)
     t, y = torch.full((batch,), 500), torch.arange(batch) % 10
 
-    def step() -> object:
+    def step() -> torch.Tensor:
         with torch.inference_mode():
-            return net(x, t, class_labels=y).sample
+            prediction: torch.Tensor = net(x, t, class_labels=y).sample
+            return prediction
 
     return step
 
@@ -49,7 +50,7 @@ def training(net: Any, size: int, batch: int, layout: torch.memory_format) -> St
     x = torch.randn(batch, 3, size, size).contiguous(memory_format=layout)
     t, y = torch.arange(batch) * 10, torch.arange(batch) % 10
 
-    def step() -> object:
+    def step() -> torch.Tensor:
         loss = torch.nn.functional.mse_loss(net(x, t, class_labels=y).sample, x)
         optimizer.zero_grad()
         loss.backward()
@@ -133,10 +134,10 @@ def compiled(job: str, size: int, args: argparse.Namespace) -> dict[str, Any]:
         args.rounds,
         args.seconds,
     )
-    saved = (
-        found[OURS]["processor_seconds_per_image"]["median"]
-        - found["compiled"]["processor_seconds_per_image"]["median"]
-    ) * args.batch
+    ours, quicker = (
+        float(found[way]["processor_seconds_per_image"]["median"]) for way in (OURS, "compiled")
+    )
+    saved = (ours - quicker) * args.batch
     return {
         **found,
         "first step": {"processor_seconds": once[0], "seconds": once[1]},

@@ -1349,7 +1349,7 @@ def cache_read() -> Lines:
 @block
 def cache_mixed() -> Lines:
     names = {
-        "LabelledImages": "synthaug's own (`load_dataset`)",
+        "LabeledImages": "synthaug's own (`load_dataset`)",
         "as CIFAR10, augmented": "like torchvision's CIFAR10, with flip and crop",
         "as CIFAR10": "the same, without any transform",
     }
@@ -1385,6 +1385,24 @@ def sampling_cost() -> Lines:
             ]
             for row in read("sampling_cost")["cost"]
         ],
+    )
+
+
+@block
+def inversion_updates() -> Lines:
+    """Tabulates the fewest updates that were tried and reach the loss of the paper's recipe."""
+    runs: dict[str, dict[int, float]] = {}
+    for row in read("inversion_updates")["rows"]:
+        runs.setdefault(row["run"], {})[row["updates"]] = row["loss"]
+    paper = runs["noise, learning rate 0.03"]
+    most = max(paper)
+    fewest = {
+        name: min(updates for updates, loss in losses.items() if loss <= paper[most])
+        for name, losses in runs.items()
+    }
+    return table(
+        ["start", "updates to the same loss", "times fewer"],
+        [[name, str(updates), f"{most / updates:.1f}"] for name, updates in fewest.items()],
     )
 
 
@@ -1474,10 +1492,45 @@ def plan_memory() -> Lines:
 
 
 @block
+def cpu_paths() -> Lines:
+    parts = read("cpu_paths")["parts"]
+    ways = ["contiguous", "batch 16", "batch 256", "2 threads"]
+
+    def ratio(part: Any, way: str, kind: str) -> str:
+        row = part["ways"].get(way)
+        return "" if row is None else f"{row[kind]['median']:.2f}"
+
+    return table(
+        ["job", *ways, "2 threads, by the clock"],
+        [
+            [
+                name,
+                *(ratio(part, way, "processor_ratio") for way in ways),
+                ratio(part, "2 threads", "clock_ratio"),
+            ]
+            for name, part in parts.items()
+            if "2 threads" in part["ways"]
+        ],
+    )
+
+
+@block
+def stacked_seeds() -> Lines:
+    return table(
+        ["classifier", "most that stacking can gain"],
+        [
+            [name, "{median:.2f} ({min:.2f} to {max:.2f})".format(**case["most_gain"])]
+            for name, case in read("stacked_seeds")["cases"].items()
+        ],
+    )
+
+
+@block
 def cost_model() -> Lines:
     content = read("cost_model")
+    steps = content["calibration"]["32"]["evaluations_per_image"]
     return table(
-        ["job", "pixels", "cache", "hours of one core", "hours of 64 cores"],
+        ["job", "pixels", "cache", "hours of one core", "of 64 cores", "of 64 cores, 4 steps"],
         [
             [
                 f"{name} ({row['images']:,} images)",
@@ -1485,6 +1538,7 @@ def cost_model() -> Lines:
                 f"{row['cache_gb']:.3g} GB",
                 number(row["device_hours"]),
                 number(content["64 cores"][name]["hours"]),
+                number(content["64 cores"][name]["hours"] * 4 / steps),
             ]
             for name, row in content["one core"].items()
         ],
@@ -1492,17 +1546,19 @@ def cost_model() -> Lines:
 
 
 @block
-def cost_calibration() -> Lines:
+def cost_methods() -> Lines:
     return table(
-        ["pixels", "evaluations per second", "seconds predicted", "seconds taken"],
+        ["method", "images", "evaluations of each", "estimate", "taken", "estimate / taken"],
         [
             [
-                side,
-                f"{row['evaluations_per_second']:.0f}",
-                f"{row['predicted_seconds']:.1f}",
-                f"{row['seconds']:.1f}",
+                name,
+                f"{row['images']:,}",
+                f"{row['evaluations_per_image']:.3g}",
+                f"{row['estimated_seconds']['median']:.1f} s",
+                f"{row['seconds']['median']:.1f} s",
+                "{median:.2f} ({min:.2f} to {max:.2f})".format(**row["estimate_to_truth"]),
             ]
-            for side, row in read("cost_model")["calibration"].items()
+            for name, row in read("cost_methods")["methods"].items()
         ],
     )
 
