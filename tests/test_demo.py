@@ -6,19 +6,11 @@ import pytest
 from synthaug import AuditReport, SynthCache, load_dataset
 from synthaug._demo import DemoSettings, classifier_seeds, demo, split_digits
 from synthaug.evaluation import EvaluationReport
+from tests.killing import DEMO
 
 pytestmark = pytest.mark.usefixtures("short_audits")
 
-TOY = DemoSettings(
-    holdout_per_class=5,
-    training_steps=4,
-    width=8,
-    updates=1,
-    synthetic_per_class=3,
-    num_inference_steps=2,
-    classifier_steps=4,
-    seeds=2,
-)
+TOY = DemoSettings(**DEMO)
 
 
 def test_the_split_takes_every_image_of_the_training_half_once():
