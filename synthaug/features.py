@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from synthaug._cluster import RayEngine
 from synthaug._plan import canonical_json
 from synthaug._support import arguments, reading, torch_state
-from synthaug._support.digests import tensor_digest
+from synthaug._support.digests import file_digest, tensor_digest
 from synthaug._support.files import whole_file
 from synthaug._support.progress import bar
 from synthaug._types import JSON, Features, Pixels, StrPath
@@ -312,6 +312,8 @@ def _window(side: int) -> torch.Tensor:
     return torch.hann_window(side + 2, periodic=False, dtype=torch.float32, device="cpu")[1:-1]
 
 
+_DIGEST_BYTES = 16
+"""Length of the digest behind features that are kept in a file."""
 NAMES = "pixels, pixels:SIZE, spectrum, torchscript:PATH, torchvision:MODEL or timm:MODEL"
 """What `named` understands."""
 
@@ -459,18 +461,35 @@ def extract(
         hashed.update(pixels[start : start + 4096].numpy().tobytes())
     path = Path(features_dir) / f"{hashed.hexdigest()}.npy"
     try:
-        reading.check_regular(path)
-        kept: Features = np.load(path, mmap_mode="r", allow_pickle=False)
-        if kept.dtype == np.float32 and kept.ndim == 2 and len(kept) == len(pixels):
-            return kept
-        log.warning("%s does not hold the expected features, so they are computed again.", path)
+        return _kept(path, len(pixels))
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError) as error:
         log.warning("%s is damaged (%s): its features are computed again.", path, error)
     with whole_file(path, private=True) as temporary:
         _extracted(extractor, pixels, batch_size, progress, temporary)
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+        with open(temporary, "ab") as file:  # behind the array, where readers do not look
+            file.write(bytes.fromhex(file_digest(temporary)))
+    return _kept(path, len(pixels))
+
+
+def _kept(path: Path, rows: int) -> Features:
+    """Maps the features that `extract` kept in a file.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is not the file that was written, or has other rows.
+    """
+    end = path.stat().st_size - _DIGEST_BYTES
+    digest = file_digest(path, max(end, 0))
+    with reading.open_regular(path) as file:
+        file.seek(max(end, 0))
+        if digest != file.read().hex():
+            raise ValueError("its digest is that of another file")
+    kept: Features = np.load(path, mmap_mode="r", allow_pickle=False)
+    if kept.dtype != np.float32 or kept.ndim != 2 or len(kept) != rows:
+        raise ValueError("it holds other features than it should")
+    return kept
 
 
 def _extracted(

@@ -16,15 +16,18 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import synthaug
+from synthaug import OnTheFlyDataset, SynthCache, TrainingConfig
 from synthaug.errors import SynthaugError
 
 FORK = multiprocessing.get_context("fork")
@@ -264,9 +267,7 @@ _DAMAGES = (_flip, _flip, _cut, _overwrite, _swap, _splice, _remove)
 
 
 def _cache(folder: Path, encoding: str = "raw") -> Subject:
-    import torch
-
-    from synthaug import Plan, SynthCache
+    from synthaug import Plan
 
     pixels = np.random.default_rng(5).integers(0, 256, (12, 3, 8, 8), np.uint8)
     plan = Plan.build(
@@ -296,7 +297,7 @@ def _cache(folder: Path, encoding: str = "raw") -> Subject:
 
 def _plan(folder: Path) -> Subject:
     """A plan on disk: what a cache holds before its images are drawn."""
-    from synthaug import Plan, SynthCache
+    from synthaug import Plan
 
     rng = np.random.default_rng(6)
     plan = Plan.build(
@@ -325,9 +326,7 @@ def _plan(folder: Path) -> Subject:
 
 def _training(folder: Path) -> Subject:
     """A training to go on with."""
-    import torch
-
-    from synthaug import ClassConditional, TrainingConfig
+    from synthaug import ClassConditional
     from synthaug.images import LabeledImages
 
     pixels = np.random.default_rng(7).integers(0, 256, (8, 1, 8, 8), np.uint8)
@@ -350,8 +349,6 @@ def _training(folder: Path) -> Subject:
 
 def _canaries(folder: Path) -> Subject:
     """Which images of a training were marked."""
-    import torch
-
     from synthaug.images import LabeledImages
     from synthaug.memorization import CanaryConfig, CanaryPlan, plant
 
@@ -454,6 +451,184 @@ def _export(folder: Path) -> Subject:
     return Subject(root, use, "*/*.[jt]*")
 
 
+def _parts(folder: Path) -> Subject:
+    """A job of shards that was stopped: the whole, some of whose rows are in parts."""
+    from tests.drawing import Killed, Shaped, fill, plan_of
+
+    plan, root = plan_of((80, 0, 80)), folder / "parts"
+    root.mkdir()
+    whole = fill(Shaped(), folder / "drawn.h5", plan)
+    with suppress(Killed):
+        fill(Shaped(killed_at=150), root / "c.h5", plan, shard="1/1")
+
+    def use(path: Path) -> None:
+        cache = fill(Shaped(), path / "c.h5", plan)
+        assert cache.done.all()
+        assert not len(cache.verify())
+        assert torch.equal(cache.read(range(160)), whole.read(range(160)))
+
+    return Subject(root, use, "*.parts/*")
+
+
+def _tombstones(folder: Path) -> Subject:
+    """A cache in which a source is forgotten, and another one with images of it."""
+    from tests.drawing import Shaped, fill, plan_of
+
+    keys, root = np.arange(1, 10, dtype=np.uint64), folder / "tombstones"
+    root.mkdir()
+    sources = [np.arange(4), [], np.arange(4, 9)]
+    plans = [plan_of(sources=sources, source_keys=keys, seed=seed) for seed in range(2)]
+    for name, plan in zip("ab", plans, strict=True):
+        fill(Shaped(), root / f"{name}.h5", plan)
+    synthaug.caches.forget([root / "a.h5"], keys[2:5])
+    buried = np.sort(SynthCache(root / "a.h5").tombstones)
+
+    def use(path: Path) -> None:
+        first = SynthCache(path / "a.h5")
+        live = OnTheFlyDataset(
+            Shaped(), plans[0], size=4, batch_size=2, cache=first.path, background=False
+        )
+        live.read(range(4))
+        assert not np.isin(plans[0]["source_key"][live.rows()], keys[2:5]).any()
+        merged = synthaug.caches.merge([first.path, path / "b.h5"], path / "m.h5")
+        assert np.array_equal(np.sort(first.tombstones), buried)
+        gone = np.isin(merged.plan["source_key"], keys[2:5])
+        assert not merged.done[gone].any()
+
+    return Subject(root, use, "a.h5")
+
+
+def _features(folder: Path) -> Subject:
+    """Features that a network computed, kept in a file."""
+    from synthaug.features import TorchModule, extract
+
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))
+    extractor = TorchModule(network, name="linear", preprocess=lambda x: x.float())
+    pixels = torch.randint(0, 256, (6, 3, 2, 2), dtype=torch.uint8)
+    root = folder / "features"
+    values = extract(extractor, pixels, features_dir=root)
+
+    def use(path: Path) -> None:
+        assert np.array_equal(extract(extractor, pixels, features_dir=path), values)
+        synthaug.caches.forget([path], [1])
+
+    return Subject(root, use)
+
+
+def _arrays(folder: Path) -> Subject:
+    """Files of images and of features that are audited."""
+    import h5py
+
+    from synthaug._audit.inputs import read_set
+
+    root, rng = folder / "arrays", np.random.default_rng(9)
+    root.mkdir()
+    images = rng.integers(0, 256, (5, 3, 4, 4), np.uint8)
+    np.save(root / "images.npy", images)
+    np.save(root / "features.npy", rng.random((5, 3)))
+    np.savez(root / "plain.npz", images=images, labels=np.arange(5))
+    np.savez_compressed(root / "packed.npz", features=rng.random((5, 3)))
+    with h5py.File(root / "features.h5", "w") as file:
+        file["features"] = rng.random((5, 3))
+
+    def use(path: Path) -> None:
+        for file in sorted(path.iterdir()):
+            if file.read_bytes() != (root / file.name).read_bytes():
+                read = read_set(file, "real", progress=False)
+                assert len(read.samples) == len(read.keys)
+
+    return Subject(root, use, allowed=(SynthaugError, ValueError, TypeError))
+
+
+def _inverting(folder: Path) -> Subject:
+    """An inversion to go on with, and its table, of which images are forgotten."""
+    from tests.tiny.inversions import Real, fitted
+
+    root = folder / "inverting"
+    whole = fitted(root, Real(), checkpoint_seconds=0.0, block_size=3)
+
+    def use(path: Path) -> None:
+        table = fitted(path, Real(), checkpoint_seconds=0.0, block_size=3)
+        assert np.array_equal(table.keys, whole.keys)
+        for update, embeddings in whole.snapshots.items():
+            assert torch.equal(table.snapshots[update], embeddings)
+        synthaug.caches.forget([path], whole.keys[:1])
+
+    return Subject(root, use)
+
+
+def _signing(folder: Path) -> Subject:
+    """What an export is signed with."""
+    from synthaug.caches import ContentCredentials, export
+    from tests.certificates import write_certificates
+    from tests.drawing import Shaped, fill, plan_of
+
+    cache, root = fill(Shaped(), folder / "c.h5", plan_of((1, 0, 0))), folder / "signing"
+    root.mkdir()
+    write_certificates(root)
+    for name in ("authority.pem", "other.pem"):
+        (root / name).unlink()
+
+    def use(path: Path) -> None:
+        signed_by = ContentCredentials(path / "chain.pem", path / "key.pem")
+        export(cache, path / "out", format="folder", credentials=signed_by)
+
+    return Subject(root, use)
+
+
+def _searched(folder: Path) -> Subject:
+    """The folder of a search that has ended: its audits, selections, costs and runs."""
+    from tests import test_improve
+    from tests.audits import measure_no_audit, shorten
+
+    patch = pytest.MonkeyPatch()
+    measure_no_audit(patch)
+    shorten(patch)
+    config = replace(
+        test_improve.QUICK,
+        targets=("random", "difficult", "selected"),
+        final_seeds=2,
+        rounds=1,
+        classifiers=replace(test_improve.QUICK.classifiers, steps=3),
+    )
+
+    def search(path: Path) -> Any:
+        return test_improve.search(
+            path,
+            24,
+            recipes={"true": test_improve.Levels()},
+            config=config,
+            validation=test_improve.real(40, 1),
+            test=test_improve.real(40, 2),
+        )
+
+    root = folder / "searched"
+    whole = search(root)
+
+    def use(path: Path) -> None:
+        report = search(path)
+        assert (report.chosen, report.share) == (whole.chosen, whole.share)
+
+    return Subject(root, use)
+
+
+def _served(folder: Path) -> Subject:
+    """A log of served images."""
+    from synthaug._datasets.log import ServedLog
+    from synthaug.mixing import read_log
+
+    log = ServedLog(folder / "served.csv")
+    for epoch in range(3):
+        log.write(epoch, [*range(9)], [*range(-1, 8)])
+
+    def use(path: Path) -> None:
+        read_log(path)
+        ServedLog(path).write(0, [1], [2])
+
+    return Subject(log.path, use)
+
+
 ASKING = ("Pass `classes`", "no embeddings yet")
 """A checkpoint without its own file is none of ours; then somebody else must say more, a clear
 answer as well."""
@@ -461,8 +636,6 @@ answer as well."""
 
 def _checkpoint(layout: str) -> Callable[[Path], Subject]:
     def made(folder: Path) -> Subject:
-        import torch
-
         root = folder / layout
         load = LAYOUTS[layout](root)
 
@@ -534,7 +707,6 @@ def _inversion(path: Path) -> Callable[[Path], Any]:
 
 def _pipeline(path: Path) -> Callable[[Path], Any]:
     """A layout that diffusers draws with, two text encoders, and an adapter of low rank."""
-    import torch
     from safetensors.torch import save_file
 
     from synthaug.synthesizers import FromPipeline, LoadingConfig
@@ -557,6 +729,36 @@ def _pipeline(path: Path) -> Callable[[Path], Any]:
     )
 
 
+def _adapters(path: Path) -> Callable[[Path], Any]:
+    """Adapters alone, and beside them the checkpoint that they belong to."""
+    from synthaug.synthesizers import FineTuningConfig
+    from tests.checkpoints import write_stable_diffusion
+    from tests.tiny.fine_tuning import Real
+
+    write_stable_diffusion(path / "base")
+    synthaug.ClassConditional.fine_tune(
+        path / "base",
+        Real(3),
+        path / "adapters",
+        config=TrainingConfig(steps=1, batch_size=2, device="cpu"),
+        adaptation=FineTuningConfig(lora_rank=1),
+        progress=False,
+    )
+    for name in ("checkpoint", "checkpoint-previous"):
+        shutil.rmtree(path / "adapters" / name, ignore_errors=True)
+
+    def load(folder: Path) -> Any:
+        record = folder / "adapters" / "synthaug.json"
+        if record.exists():  # says where the other one is
+            text = record.read_bytes().replace(os.fsencode(path), os.fsencode(folder))
+            record.write_bytes(text)
+        return synthaug.ClassConditional.from_pretrained(
+            folder / "adapters", device="cpu", sampler={"num_inference_steps": 2}
+        )
+
+    return load
+
+
 LAYOUTS: Mapping[str, Callable[[Path], Callable[[Path], Any]]] = {
     "class_conditional": _class_conditional,
     "stable_diffusion": _stable_diffusion,
@@ -565,6 +767,7 @@ LAYOUTS: Mapping[str, Callable[[Path], Callable[[Path], Any]]] = {
     "low_density": _low_density,
     "inversion": _inversion,
     "pipeline": _pipeline,
+    "adapters": _adapters,
 }
 """How checkpoints of each kind are written; what comes back loads one."""
 SUBJECTS: Mapping[str, Callable[[Path], Subject]] = {
@@ -580,6 +783,14 @@ SUBJECTS: Mapping[str, Callable[[Path], Subject]] = {
     "plan of canaries": _canaries,
     "training": _training,
     "exports": _export,
+    "parts of a job": _parts,
+    "tombstones": _tombstones,
+    "kept features": _features,
+    "arrays": _arrays,
+    "inversion": _inverting,
+    "certificates": _signing,
+    "search": _searched,
+    "log of served images": _served,
     **{f"checkpoint: {layout.replace('_', ' ')}": _checkpoint(layout) for layout in LAYOUTS},
 }
 """How each subject is made in a folder."""

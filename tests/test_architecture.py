@@ -70,6 +70,8 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "checkpoints": {"synthesizers"},
     "command_line": {"_cli"},
     "conftest": {"_datasets", "_support"},
+    "fuzzing": {"_audit", "_datasets"},
+    "killing": {"_demo"},
     "new_process": {"_cli"},
     "reports": {"_support", "evaluation"},
     "test_accelerators": {"_cluster", "_support", "synthesizers"},

@@ -281,9 +281,15 @@ def test_features_in_a_folder_are_mapped_and_belong_to_their_images_and_weights(
     kept(pixels)
     assert calls == [2, 2, 1] * 3
     assert len(list(folder.iterdir())) == 3
-    for path in folder.iterdir():  # damaged files are computed again
-        path.write_bytes(path.read_bytes()[:100])
     assert not caplog.text
-    np.testing.assert_array_equal(kept(pixels), pixels.flatten(1).numpy())
-    assert calls == [2, 2, 1] * 4
-    assert caplog.text.count("is damaged") == 1
+    damages: tuple[Any, ...] = (  # damaged files are computed again
+        lambda whole: whole[:100],
+        lambda whole: whole[:10] + b"(" * 118 + whole[128:],  # no Python: an error of tokenize
+        lambda whole: whole[:-40] + bytes(4) + whole[-36:],
+    )
+    for number, damage in enumerate(damages, 1):
+        for path in folder.iterdir():
+            path.write_bytes(damage(path.read_bytes()))
+        np.testing.assert_array_equal(kept(pixels), pixels.flatten(1).numpy())
+        assert calls == [2, 2, 1] * (3 + number)
+        assert caplog.text.count("is damaged") == number

@@ -278,7 +278,9 @@ def _loaded(text: str, name: str) -> tuple[Any, Labels | None]:
                 )
             labels = file["labels"].astype(np.int64) if "labels" in file.files else None
             array = file[held[0]]
-    except (OSError, ValueError, EOFError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # NumPy and its zip files raise whatever the bytes provoke
         raise DataError(f"`{name}` {text} cannot be read: {error}.") from error
     if labels is not None and labels.shape != array.shape[:1]:
         raise DataError(f"`{name}` {text} has {len(array)} rows, but labels {labels.shape}.")

@@ -281,6 +281,18 @@ DAMAGE = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
 """What decoding raises for a file that somebody changed."""
 
 
+def read_kept(kind: Any, path: StrPath) -> Any:
+    """Reads what an earlier run of the same job kept in a file; see `decode`.
+
+    Raises:
+        DataError: It is damaged, or cannot be read.
+    """
+    try:
+        return decode(kind, parse_json(read_text(path)))
+    except (OSError, *DAMAGE) as error:
+        raise DataError(f"{path} is damaged: {error!r}. Delete it and run again.") from error
+
+
 def read_as(kind: Any, path: StrPath, format_and_version: tuple[str, int], limit: int) -> Any:
     """Reads a dataclass that a file holds beside its format and version; see `decode`.
 

@@ -40,6 +40,8 @@ _SAMPLED = 64
 """Values of a tensor that `state_digest` compares to see whether it changed."""
 
 
+_DIGEST = "synthaug.digest"
+"""Key of the digest in the metadata of a safetensors file."""
 _digests: WeakKeyDictionary[nn.Module, tuple[Any, str]] = WeakKeyDictionary()
 """The last digest of each module, and `_traces` of the tensors that it was computed from."""
 
@@ -84,12 +86,13 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def write_tensors(path: str, tensors: Mapping[str, Tensor]) -> None:
     """Writes a safetensors file into a file that is there, as `whole_file` gives one.
 
-    `save_tensors` would put another file in its place, without its lock and its rights.
+    `save_tensors` would put another file in its place, without its lock and its rights. The file
+    holds a digest: later runs go on with what is in it.
     """
     from safetensors.torch import save
 
-    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    Path(path).write_bytes(data)
+    own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    Path(path).write_bytes(save(own, {_DIGEST: tensor_digest(own)}))
 
 
 def save_network(network: nn.Module, folder: Path) -> None:
@@ -99,11 +102,21 @@ def save_network(network: nn.Module, folder: Path) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Reads a safetensors file, onto the CPU."""
-    from safetensors.torch import load_file
+    """Reads a safetensors file, onto the CPU.
+
+    Raises:
+        ValueError: It has a digest, which is that of other tensors.
+    """
+    from safetensors import safe_open
 
     check_regular(path)
-    return load_file(str(path))
+    with safe_open(str(path), "pt") as file:
+        names = file.keys()
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
+        expected = (file.metadata() or {}).get(_DIGEST)
+    if expected not in (None, tensor_digest(tensors)):
+        raise ValueError("its tensors are not those that were written")
+    return tensors
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Checkpoints to go on from: digests of every file, two kept, a damaged one passed over."""
 
-import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -8,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from synthaug._support.reading import open_regular, parse_json, read_text
+from synthaug._support.digests import file_digest
+from synthaug._support.reading import parse_json, read_text
 from synthaug._training.checkpoints import reading, replaced, write_json
 from synthaug.errors import CheckpointError
 
@@ -37,7 +37,7 @@ def sealed(folder: Path) -> Iterator[Path]:
     """
     with replaced(folder, keep=_beside(folder, "previous")) as new:
         yield new
-        write_json(new / _DIGESTS, {path.name: _digest(path) for path in sorted(new.iterdir())})
+        write_json(new / _DIGESTS, {path.name: file_digest(path) for path in sorted(new.iterdir())})
 
 
 def newest_whole(folder: Path, read: Callable[[Path], Read], remedy: str) -> Read | None:
@@ -84,18 +84,9 @@ def _beside(folder: Path, what: str) -> Path:
     return folder.with_name(f"{folder.name}-{what}")
 
 
-def _digest(path: Path) -> str:
-    """32 hexadecimal digits of blake2b over a file."""
-    hashed = hashlib.blake2b(digest_size=16)
-    with open_regular(path) as file:
-        while block := file.read(2**20):
-            hashed.update(block)
-    return hashed.hexdigest()
-
-
 def _check_digests(folder: Path) -> None:
     """Refuses a folder with a ValueError that names a file that changed, is missing or is new."""
     digests: Any = parse_json(read_text(folder / _DIGESTS))
     for name in sorted({*digests, *(path.name for path in folder.iterdir())} - {_DIGESTS}):
-        if not (folder / name).is_file() or digests.get(name) != _digest(folder / name):
+        if not (folder / name).is_file() or digests.get(name) != file_digest(folder / name):
             raise ValueError(f"{name} is not the file that was written")

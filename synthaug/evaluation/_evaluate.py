@@ -20,16 +20,15 @@ from synthaug._images.epochs import Epochs
 from synthaug._noise import checked_seed
 from synthaug._plan import settings_digest
 from synthaug._printable import printable_line
-from synthaug._support import arguments, devices, reading, stopping, torch_state
+from synthaug._support import arguments, devices, stopping, torch_state
 from synthaug._support.files import check_folder, write_text
 from synthaug._support.names import file_stem
 from synthaug._support.precision import Resolved, fastest_precision, resolve_precision
 from synthaug._support.progress import bar
-from synthaug._support.report import decode, encode
+from synthaug._support.report import encode, read_kept
 from synthaug._training.classifier_config import ClassifierConfig, name_of
 from synthaug._training.loop import own_randomness
 from synthaug._types import JSON, ImageShape, StrPath
-from synthaug.errors import DataError
 from synthaug.evaluation._adversarial import AdversarialConfig
 from synthaug.evaluation._arms import Arm
 from synthaug.evaluation._augment import Augment, AugmentName, apply_augment, named_augment
@@ -201,7 +200,7 @@ class Job:
         self, seeds: Sequence[int], files: Mapping[tuple[str, int], Path], *, progress: bool
     ) -> dict[tuple[str, int], Run]:
         """Reads the runs that are kept in files, and makes and keeps the others."""
-        runs = {run: _stored(path) for run, path in files.items() if path.exists()}
+        runs = {run: read_kept(Run, path) for run, path in files.items() if path.exists()}
         if runs:
             folder = next(iter(files.values())).parent
             logger.info("%d of %d runs are in %s already.", len(runs), len(files), folder)
@@ -481,12 +480,3 @@ def _images_of(arm: Arm, name: str, inputs: Inputs, config: ClassifierConfig) ->
             f"in a batch of {config.batch_size}. Choose a larger `batch_size` or another share."
         )
     return images
-
-
-def _stored(path: Path) -> Run:
-    try:
-        return decode(Run, reading.parse_json(reading.read_text(path)))
-    except (OSError, TypeError, ValueError, OverflowError) as error:
-        raise DataError(
-            f"{path} is not a valid evaluation run: {error!r}. Delete it and run again."
-        ) from error

@@ -20,8 +20,7 @@ from synthaug._plan import settings_digest
 from synthaug._support.files import write_text
 from synthaug._support.names import file_stem
 from synthaug._support.progress import bar
-from synthaug._support.reading import parse_json, read_text
-from synthaug._support.report import decode, encode
+from synthaug._support.report import encode, read_kept
 from synthaug._training.classifier_config import ClassifierConfig, name_of
 from synthaug._types import Integers, Labels
 from synthaug.errors import DataError
@@ -139,12 +138,7 @@ class YourClassifier:
         self, path: Path, dataset: Dataset[Any], arm: str, seed: int, test: Any, labels: Labels
     ) -> Run:
         if path.exists():
-            try:
-                return decode(Run, parse_json(read_text(path)))
-            except (OSError, TypeError, ValueError, OverflowError) as error:
-                raise DataError(
-                    f"{path} is not a valid run: {error!r}. Delete it and run again."
-                ) from error
+            return read_kept(Run, path)
         started = time.perf_counter()
         try:
             answers = self.fit(dataset, seed)(test)

@@ -16,11 +16,10 @@ from synthaug._generate.cost import drawing_time
 from synthaug._images.source import ImageSource
 from synthaug._support.files import write_text
 from synthaug._support.progress import bar
-from synthaug._support.reading import parse_json, read_text
-from synthaug._support.report import decode, encode
+from synthaug._support.report import encode, read_kept
 from synthaug._support.stopping import nothing_kept
 from synthaug._training.training_config import TrainingConfig
-from synthaug.errors import DataError, SynthaugError
+from synthaug.errors import SynthaugError
 from synthaug.evaluation import Arm, evaluate
 from synthaug.improvement._config import ImproveConfig
 from synthaug.improvement._recipes import SAMPLER, RecipeImages
@@ -147,10 +146,7 @@ def measure(
         progress: Show a bar.
     """
     if path.exists():
-        try:
-            return decode(Estimate, parse_json(read_text(path)))
-        except (OSError, TypeError, ValueError, OverflowError) as error:
-            raise DataError(f"{path} is damaged: {error!r}. Delete it and run again.") from error
+        return read_kept(Estimate, path)
     logger.warning(
         "Measuring what one step of everything costs here: classifiers, generators, an audit."
     )

@@ -16,8 +16,7 @@ from synthaug._datasets import MixedDataset
 from synthaug._images.source import ImageSource
 from synthaug._plan import settings_digest
 from synthaug._support.files import check_folder, write_text
-from synthaug._support.reading import parse_json, read_text
-from synthaug._support.report import encode
+from synthaug._support.report import encode, read_kept
 from synthaug._training.classifier_config import name_of
 from synthaug._types import JSON
 from synthaug.errors import MismatchError
@@ -215,7 +214,7 @@ class Search:
         key = settings_digest(binding)
         self.folder.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            if parse_json(read_text(path)).get("key") != key:
+            if read_kept(dict[str, Any], path).get("key") != key:
                 raise MismatchError(
                     f"{self.folder} holds a search with other images, recipes or settings. Choose "
                     "another folder, or delete this one."
