@@ -4,6 +4,7 @@
     python benchmarks/soak.py kills --count 10            # worlds in which each command is killed
     python benchmarks/soak.py races --count 500           # orders of steps at one cache
     python benchmarks/soak.py cache --count 500           # kills of writers; 20 times the damage
+    python benchmarks/soak.py classes --count 100000      # processor seconds with as many classes
 
 Raw and encoded caches (PNG, WebP, JPEG) take part in each. Every damaged file must be used rightly
 or refused with one clear error; what a killed command leaves must be whole, and what it leaves when
@@ -21,24 +22,37 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+from _classes import STEPS
 from _machine import RESULTS, machine, write
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 CHUNK = 100  # damaged files between two writes of the results
-TESTS = {
-    "races": ("tests/test_cache_races.py", "order_of_steps or half_of_one", "SYNTHAUG_RACES"),
-    "cache": ("tests/test_cache_faults.py", "kill", "SYNTHAUG_KILLS"),
+LONGEST = 120.0
+"""Processor seconds that a step may take with 100,000 classes."""
+TESTS: Mapping[str, tuple[tuple[str, ...], str, Mapping[str, int]]] = {
+    "races": (
+        ("tests/test_cache_races.py",),
+        "order_of_steps or half_of_one or same_job_twice",
+        {"SYNTHAUG_RACES": 1},
+    ),
+    "cache": (
+        ("tests/test_cache_faults.py", "tests/test_cache_damage.py"),
+        "a_kill_at or a_kill_while or no_damage",
+        {"SYNTHAUG_KILLS": 1, "SYNTHAUG_DAMAGE": 20},
+    ),
 }
+"""Files, tests in them, and what the environment tells them per trial."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("soak", choices=["files", "kills", *TESTS])
+    parser.add_argument("soak", choices=["files", "kills", "classes", *TESTS])
     parser.add_argument("--count", type=int, default=100, help="trials of each; files in all")
     parser.add_argument("--only", action="append", help="a subject or a command; all by default")
     parser.add_argument("--anew", action="store_true", help="forget earlier results of this soak")
@@ -47,6 +61,8 @@ def main() -> None:
     end = time.monotonic() + 60 * arguments.minutes
     if arguments.soak in TESTS:
         sys.exit(suite(arguments.soak, arguments.count))
+    if arguments.soak == "classes":
+        sys.exit(bool(classes(arguments.count)))
     if arguments.anew:
         write("soak", {name: value for name, value in stored().items() if name != arguments.soak})
     soak = files if arguments.soak == "files" else kills
@@ -120,20 +136,44 @@ def rounds(
 
 def suite(soak: str, count: int) -> int:
     """Tests of the suite that take their number of trials from the environment."""
-    file, which, variable = TESTS[soak]
-    began = time.monotonic()
-    damage = {"SYNTHAUG_DAMAGE": str(20 * count)} if soak == "cache" else {}
-    more = ("tests/test_cache_damage.py",) if soak == "cache" else ()
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", file, *more, "-k", f"{which} or no_damage"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), variable: str(count), **damage},
-        check=False,
-    )
-    result = {"count": count, **damage, "passed": done.returncode == 0}
-    result["seconds"] = round(time.monotonic() - began, 1)
+    files, which, variables = TESTS[soak]
+    began, given = time.monotonic(), {name: str(each * count) for name, each in variables.items()}
+    with tempfile.TemporaryDirectory() as place:
+        record = Path(place) / "tests.xml"
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", *files, "-k", which, f"--junitxml={record}"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **given},
+            check=False,
+        )
+        cases = ElementTree.parse(record).iter("testcase")
+    tests: dict[str, dict[str, int]] = {}
+    for case in cases:
+        name, _, chosen = case.attrib["name"].partition("[")
+        name = f"{name} {chosen.rstrip(']')}" if soak == "cache" else name
+        total = tests.setdefault(name.removeprefix("test_").replace("_", " ").strip(), {})
+        total["tests"] = total.get("tests", 0) + 1
+        total["faults"] = total.get("faults", 0) + any(x.tag in ("failure", "error") for x in case)
+    result = {"count": count, **given, "passed": done.returncode == 0, "tests": tests}
+    result |= {"seconds": round(time.monotonic() - began, 1), "commit": machine()["commit"]}
     print(write("soak", {**stored(), soak: result}))
     return done.returncode
+
+
+def classes(number: int) -> int:
+    """Everything that goes through a class list, with very many classes of one image each."""
+    seconds: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as place:
+        for name, step in STEPS.items():
+            began = time.process_time()
+            step(Path(place), number)
+            seconds[name] = round(time.process_time() - began, 1)
+            print(f"classes: {name}: {seconds[name]} s", flush=True)
+            result = {"classes": number, "seconds": seconds, "commit": machine()["commit"]}
+            write("soak", {**stored(), "classes": result})
+    slow = [name for name, used in seconds.items() if used > LONGEST * number / 100_000]
+    print("".join(f"{name} takes longer than {LONGEST:g} s\n" for name in slow))
+    return len(slow)
 
 
 def stored() -> dict[str, Any]:

@@ -24,16 +24,25 @@ SHAPE = (3, 8, 8)
 ROWS = 12
 VARIANTS = int(os.environ.get("SYNTHAUG_DAMAGE", "400"))
 MANIFEST = {"recipe": {"synthesizer": "Noise", "settings": {}, "weights": {"unet": "ab"}}}
+ENCODINGS = ["raw"]
+if "SYNTHAUG_DAMAGE" in os.environ:
+    ENCODINGS += ["png", "webp", "jpeg:90"]
 PIXELS = np.random.default_rng(5).integers(0, 256, (ROWS, *SHAPE), np.uint8)
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> SynthCache:
     """Ten rows done, one pending, one withdrawn."""
+    return made_in(tmp_path)
+
+
+def made_in(folder: Path, encoding: str = "raw") -> SynthCache:
     plan = Plan.build(
         [6, 6], classes=("a", "b"), settings={}, seed=0, parameters={"strength": [0.5, 1.0]}
     )
-    made = SynthCache.create(tmp_path / "c.h5", plan, image_shape=SHAPE, manifest=MANIFEST)
+    made = SynthCache.create(
+        folder / "c.h5", plan, image_shape=SHAPE, manifest=MANIFEST, encoding=encoding
+    )
     made.write(range(ROWS - 1), torch.from_numpy(PIXELS[:-1]))
     made.withdraw([4])
     return made
@@ -512,7 +521,7 @@ def test_file_locks_of_others_and_read_only_media_do_not_matter(cache: SynthCach
 # Damaged files
 
 
-def damages(data: bytes, offsets: dict[str, int], rng: np.random.Generator) -> bytes:
+def damages(data: bytes, images: int, rng: np.random.Generator) -> bytes:
     """One random accident to the bytes of a file."""
     damaged = bytearray(data)
     size = len(data)
@@ -521,7 +530,7 @@ def damages(data: bytes, offsets: dict[str, int], rng: np.random.Generator) -> b
         at = int(rng.integers(size))
         damaged[at] ^= 1 << int(rng.integers(8))
     elif kind == "metadata bit":  # where the data sets are not
-        at = int(rng.integers(offsets["images"]))
+        at = int(rng.integers(images))
         damaged[at] ^= 1 << int(rng.integers(8))
     elif kind == "truncate":
         del damaged[int(rng.integers(size)) :]
@@ -529,7 +538,7 @@ def damages(data: bytes, offsets: dict[str, int], rng: np.random.Generator) -> b
         at = int(rng.integers(size // 4096)) * 4096
         damaged[at : at + 4096] = bytes(len(damaged[at : at + 4096]))
     elif kind == "swap":
-        a, b = (offsets["images"] + 192 * int(r) for r in rng.permutation(ROWS)[:2])
+        a, b = (images + 192 * int(r) for r in rng.permutation(ROWS)[:2])
         damaged[a : a + 192], damaged[b : b + 192] = data[b : b + 192], data[a : a + 192]
     elif kind == "random":
         at = int(rng.integers(size))
@@ -540,7 +549,7 @@ def damages(data: bytes, offsets: dict[str, int], rng: np.random.Generator) -> b
     return bytes(damaged)
 
 
-def judge(path: Path, plan_digest: str, manifest: dict[str, Any], state: np.ndarray) -> None:
+def judge(path: Path, good: SynthCache, state: np.ndarray, pixels: np.ndarray) -> None:
     """What must hold for any bytes at `path`."""
     refused = ""
     try:
@@ -550,12 +559,12 @@ def judge(path: Path, plan_digest: str, manifest: dict[str, Any], state: np.ndar
     if refused:
         assert path.name in refused
         return
-    assert cache.plan.digest == plan_digest
-    assert cache.manifest == manifest
+    assert cache.plan.digest == good.plan_digest
+    assert cache.manifest == good.manifest
     bad, done = cache.verify(), cache.done
     whole = np.setdiff1d(np.flatnonzero(done), bad)
     assert (state[whole] == 1).all()
-    assert np.array_equal(cache.read(whole).numpy(), PIXELS[whole])
+    assert np.array_equal(cache.read(whole).numpy(), pixels[whole])
     for row in bad.tolist():
         with pytest.raises(CacheError, match=rf"{path.name}.*row {row} "):
             cache.read([row])
@@ -564,19 +573,21 @@ def judge(path: Path, plan_digest: str, manifest: dict[str, Any], state: np.ndar
             cache.read([row])
 
 
-def test_no_damage_crashes_or_is_served(cache: SynthCache, tmp_path: Path) -> None:
-    good = cache.path.read_bytes()
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_no_damage_crashes_or_is_served(tmp_path: Path, encoding: str) -> None:
+    cache = made_in(tmp_path, encoding)
+    good, state, pixels = cache.path.read_bytes(), cache.state, PIXELS.copy()
+    pixels[cache.done] = cache.read(np.flatnonzero(cache.done)).numpy()  # JPEG loses some
     with h5py.File(cache.path) as file:
-        offsets = {name: file[name].id.get_offset() for name in ("images", "state", "checksum")}
-    facts = cache.plan_digest, cache.manifest, cache.state
+        images = file["images" if encoding == "raw" else "encoded"].id.get_offset()
     seed = int(np.random.default_rng().integers(2**32))
 
     def run() -> None:
         rng = np.random.default_rng(seed)
         path = tmp_path / "damaged.h5"
         for _ in range(VARIANTS):
-            path.write_bytes(damages(good, offsets, rng))
-            judge(path, *facts)
+            path.write_bytes(damages(good, images, rng))
+            judge(path, cache, state, pixels)
 
     child = multiprocessing.get_context("fork").Process(target=run)
     child.start()

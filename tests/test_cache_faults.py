@@ -10,6 +10,7 @@ import signal
 import stat
 import time
 from collections.abc import Callable
+from itertools import product
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ ROWS = 240
 BATCH = 8
 KILLS = int(os.environ.get("SYNTHAUG_KILLS", "8"))
 MANIFEST = {"recipe": {"synthesizer": "Noise", "settings": {}}}
+WRITERS = [(1, "raw"), (2, "png")]
+if "SYNTHAUG_KILLS" in os.environ:
+    WRITERS = [*product((1, 2), ("raw", "png", "webp", "jpeg:90"))]
 FORK = multiprocessing.get_context("fork")  # children need no import, so kills land in the writing
 
 
@@ -43,8 +47,9 @@ def pixels_of(rows: int = ROWS) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(5).integers(0, 256, (rows, *SHAPE), np.uint8))
 
 
-def create(path: Path, rows: int = ROWS) -> SynthCache:
-    return SynthCache.create(path, plan_of(rows), image_shape=SHAPE, manifest=MANIFEST)
+def create(path: Path, rows: int = ROWS, encoding: str = "raw") -> SynthCache:
+    plan = plan_of(rows)
+    return SynthCache.create(path, plan, image_shape=SHAPE, manifest=MANIFEST, encoding=encoding)
 
 
 def fill(
@@ -53,10 +58,11 @@ def fill(
     acknowledged: Any,
     share: slice = slice(None),
     fsync: Any = "never",
+    encoding: str = "raw",
 ) -> None:
     """What a generating process does: opens the file, and writes the rows that are not done."""
     cache = SynthCache.open_for_writing(
-        path, plan_of(len(pixels)), image_shape=SHAPE, manifest=MANIFEST
+        path, plan_of(len(pixels)), image_shape=SHAPE, manifest=MANIFEST, encoding=encoding
     )
     mine = np.arange(len(pixels))[share]
     left = np.random.default_rng(len(mine)).permutation(mine[~cache.done[mine]])
@@ -68,30 +74,37 @@ def fill(
 
 
 def content(path: Path) -> dict[str, bytes]:
-    with h5py.File(path) as file:
-        return {name: file[name][()].tobytes() for name in ("images", "labels", "state")}
+    with h5py.File(path) as file:  # files of images stand in the order in which they were written
+        stored = {name: file[name][()].tobytes() for name in ("labels", "state")}
+    return {**stored, "images": SynthCache(path).read(range(ROWS)).numpy().tobytes()}
 
 
-@pytest.mark.parametrize("writers", [1, 2])
+@pytest.mark.parametrize(("writers", "encoding"), WRITERS)
 def test_a_kill_at_any_instant_costs_no_done_row_and_resuming_equals_no_kill(
-    tmp_path: Path, writers: int
+    tmp_path: Path, writers: int, encoding: str
 ) -> None:
     path, reference = tmp_path / "killed.h5", tmp_path / "reference.h5"
     pixels = pixels_of()
-    create(reference).write(range(ROWS), pixels)
+    create(reference, encoding=encoding).write(range(ROWS), pixels)
+    expected = SynthCache(reference).read(range(ROWS))  # JPEG loses some
     rng = np.random.default_rng()
     acknowledged = RawArray("b", ROWS)
     shares = [slice(i, None, writers) for i in range(writers)]
 
     def start() -> list[Any]:
         children = [
-            FORK.Process(target=fill, args=(path, pixels, acknowledged, share)) for share in shares
+            FORK.Process(
+                target=fill,
+                args=(path, pixels, acknowledged, share),
+                kwargs={"encoding": encoding},
+            )
+            for share in shares
         ]
         for child in children:
             child.start()
         return children
 
-    create(path)
+    create(path, encoding=encoding)
     began = time.perf_counter()
     for child in start():
         child.join()
@@ -100,7 +113,7 @@ def test_a_kill_at_any_instant_costs_no_done_row_and_resuming_equals_no_kill(
     while killed < KILLS:
         path.unlink(missing_ok=True)
         acknowledged[:] = [0] * ROWS
-        create(path)
+        create(path, encoding=encoding)
         while not SynthCache(path).done.all():
             children = start()
             time.sleep(rng.uniform(0, whole))
@@ -112,7 +125,7 @@ def test_a_kill_at_any_instant_costs_no_done_row_and_resuming_equals_no_kill(
             cache = SynthCache(path)
             done = cache.done
             assert len(cache.verify()) == 0
-            assert torch.equal(cache.read(np.flatnonzero(done)), pixels[torch.from_numpy(done)])
+            assert torch.equal(cache.read(np.flatnonzero(done)), expected[torch.from_numpy(done)])
             assert done[np.array(acknowledged) == 1].all()
         finished += 1
         assert content(path) == content(reference)

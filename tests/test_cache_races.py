@@ -315,6 +315,37 @@ def test_forgetting_in_another_process_is_final_whenever_it_comes(tmp_path: Path
 # One job at a time
 
 
+@pytest.mark.parametrize("seed", range(min(SEEDS, 500)))
+def test_the_same_job_twice_is_done_once_and_the_second_is_refused_or_finds_it_done(
+    tmp_path: Path, seed: int
+) -> None:
+    path, rng, encoding = tmp_path / "c.h5", np.random.default_rng(seed), ENCODINGS[seed % 4]
+    whole = fill(Shaped(), tmp_path / "whole.h5", encoding=encoding)
+    start = FORK.Barrier(2)
+
+    def job(delay: float) -> None:
+        synthesizer = Shaped()
+        start.wait()
+        time.sleep(delay)
+        try:
+            fill(synthesizer, path, encoding=encoding, batch_size=2)
+        except CacheError as error:
+            os._exit(3 if "is being filled by" in str(error) else 4)
+        os._exit(0 if synthesizer.drawn else 5)
+
+    jobs = [FORK.Process(target=job, args=(rng.uniform(0, 0.03),)) for _ in range(2)]
+    for one in jobs:
+        one.start()
+    for one in jobs:
+        one.join()
+    codes = sorted(one.exitcode for one in jobs)
+    assert codes in ([0, 3], [0, 5])
+    cache = SynthCache(path)
+    assert cache.done.all()
+    assert len(cache.verify()) == 0
+    assert torch.equal(cache.read(range(ROWS)), whole.read(range(ROWS)))
+
+
 def test_a_second_job_is_refused_and_told_whose_the_first_is(tmp_path: Path) -> None:
     path, begun, end = tmp_path / "c.h5", threading.Event(), threading.Event()
 

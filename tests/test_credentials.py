@@ -10,6 +10,7 @@ import c2pa
 import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from PIL import Image
 
 from synthaug import SynthCache, caches, generate, synthesizers
@@ -120,5 +121,9 @@ def test_the_command_line_signs(tmp_path: Path, cache: SynthCache, files: Path) 
     chain = ["--certificates", files / "chain.pem"]
     assert "give both --certificates and --private-key" in fail(2, *command, *chain)
     succeed(*command, *chain, "--private-key", files / "key.pem")
+    key: Any = load_pem_private_key((files / "key.pem").read_bytes(), None)
+    secret = key.private_numbers().private_value.to_bytes(32, "big")
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not any(secret in path.read_bytes() for path in written)
     (png, *_) = sorted((tmp_path / "out").rglob("*.png"))
     assert read(png.read_bytes(), files / "authority.pem")[0] == "Trusted"

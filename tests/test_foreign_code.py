@@ -1,5 +1,6 @@
 """Nothing that we read runs code: payloads in every file of every checkpoint, and elsewhere."""
 
+import hashlib
 import io
 import json
 import os
@@ -335,7 +336,8 @@ def test_a_scheduler_that_diffusers_cannot_make_is_a_clear_error(tmp_path, confi
 def test_embeddings_and_checkpoints_of_an_inversion_are_no_pickles(tmp_path, marker):
     generator().model.save_pretrained(tmp_path / "generator", {})
     inverted(tmp_path / "out", Real())
-    for path in (tmp_path / "out" / "embeddings").iterdir():
+    whole = {path: path.read_bytes() for path in (tmp_path / "out" / "embeddings").iterdir()}
+    for path in whole:
         path.write_bytes(pickle.dumps(Payload(marker)))
     load = partial(
         DiffusionInversion.from_pretrained,
@@ -344,6 +346,10 @@ def test_embeddings_and_checkpoints_of_an_inversion_are_no_pickles(tmp_path, mar
         device="cpu",
     )
     with pytest.raises(CheckpointError, match="Learn them anew"):
+        load()
+    for path, data in whole.items():
+        path.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])  # another embedding
+    with pytest.raises(CheckpointError, match="its tensors are not those that were written"):
         load()
     record = json.loads((tmp_path / "out" / "inversion.json").read_text())
     write_json(tmp_path / "out" / "inversion.json", {**record, "classes": ["ant", True]})
@@ -451,6 +457,13 @@ def test_files_of_images_and_features_are_never_unpickled(tmp_path, marker):
     for name in ("a.npy", "a.npz", "a.h5"):
         with pytest.raises((SynthaugError, ValueError, TypeError)):
             synthaug.audit(tmp_path / name, images)
+    extractor = features.TorchModule(nn.Flatten(), preprocess=lambda x: x.float())
+    kept = features.extract(extractor, images, features_dir=tmp_path / "kept")
+    (file,) = (tmp_path / "kept").iterdir()
+    data = (tmp_path / "a.npy").read_bytes()  # with a digest of its own, which fits
+    file.write_bytes(data + hashlib.blake2b(data, digest_size=16).digest())
+    again = features.extract(extractor, images, features_dir=tmp_path / "kept")
+    assert np.array_equal(again, kept)
     with pytest.raises(SynthaugError):
         synthaug.SynthCache(tmp_path / "a.h5")
     with pytest.raises(SynthaugError):

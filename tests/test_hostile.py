@@ -192,6 +192,10 @@ def test_a_configuration_in_a_pipe_or_nested_deeply_is_refused(tmp_path: Path) -
         outcome = run("cache", "info", "c.h5", "--config", file)
         assert outcome.code == 2
         assert f"--config {file} cannot be read" in outcome.err
+    marker, code = tmp_path / "marker", tmp_path / "code.yaml"
+    code.write_text(f"!!python/object/apply:os.mkdir ['{marker}']")
+    assert f"--config {code} cannot be read" in run("cache", "info", "c.h5", "--config", code).err
+    assert not marker.exists()
 
 
 def test_a_lock_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
@@ -306,6 +310,9 @@ def test_json_nested_deeply_is_an_error_wherever_it_is_read(
         (tmp_path / "r.json").write_text(deep)
         with pytest.raises(SynthaugError, match=r"r.json .* nested more than 100 levels"):
             synthaug.AuditReport.from_json(tmp_path / "r.json")
+    os.truncate(tmp_path / "r.json", 2**31)
+    with pytest.raises(SynthaugError, match=r"r.json .* more than the .* that it may have"):
+        synthaug.AuditReport.from_json(tmp_path / "r.json")
     place = tmp_path / "model"
     shutil.copytree(checkpoint, place)
     (place / "unet" / "config.json").write_text(deep)

@@ -1,5 +1,7 @@
 """The search for synthetic images that help: what it tries, keeps, decides and refuses."""
 
+import pickle
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -14,7 +16,7 @@ import synthaug
 from synthaug import AuditReport, ClassifierConfig, Plan, improve
 from synthaug._cache import State
 from synthaug._images.source import ImageSource
-from synthaug.errors import DataError, MismatchError
+from synthaug.errors import DataError, MismatchError, SynthaugError
 from synthaug.evaluation import AdversarialConfig, EvaluationReport, Run
 from synthaug.images import LabeledImages
 from synthaug.improvement import Gain, ImproveConfig, ImproveReport, Recipe, Round, _cost
@@ -26,6 +28,7 @@ from tests.audits import measure_no_audit
 from tests.command_line import check_answer, fail, succeed
 from tests.images import randn, to_images, to_pil
 from tests.mixtures import report_on
+from tests.test_foreign_code import Payload
 
 CLASSES = ("dark", "light")
 
@@ -369,6 +372,23 @@ def test_another_search_does_not_share_the_folder(tmp_path):
     search(tmp_path, dry_run=True)
     with pytest.raises(MismatchError, match="holds a search with other images"):
         search(tmp_path, dry_run=True, config=replace(QUICK, shares=(0.3,)))
+
+
+def test_no_file_in_the_folder_of_a_search_runs_code(found, tmp_path):
+    shutil.copytree(found[0], tmp_path / "work")
+    marker = tmp_path / "marker"
+    payload, refused = pickle.dumps(Payload(marker)), 0
+    for path in sorted(p for p in (tmp_path / "work").rglob("*") if p.suffix in (".json", ".h5")):
+        whole = path.read_bytes()
+        for planted in (payload, b"[]"):
+            path.write_bytes(planted)
+            try:
+                search(tmp_path / "work")
+            except SynthaugError as error:
+                refused += path.name in str(error)
+        path.write_bytes(whole)
+    assert refused > 10
+    assert not marker.exists()
 
 
 def by_mean(fails: Callable[[int], bool] = lambda seed: False) -> Any:

@@ -254,6 +254,15 @@ def test_a_copy_that_does_not_end_leaves_nothing(
         with pytest.raises(CacheError, match=r"Permission denied\. .* another folder"):
             SynthCache(stored)
 
+    # What is signed or named in a URL is kept nowhere.
+    monkeypatch.setattr(remote, "_store", lambda _, store=remote._store: store(stored))
+    SynthCache("https://me:secret@host/images.h5?signature=secret")
+    kept = [p for p in (tmp_path / "copies").iterdir() if "lock" not in p.suffix]
+    assert len(kept) == 2
+    assert not any("secret" in p.name or b"secret" in p.read_bytes() for p in kept)
+    monkeypatch.undo()
+    monkeypatch.setenv("SYNTHAUG_REMOTE_DIR", str(tmp_path / "others"))
+
     # A copy without its note, or cut short, as a kill between two steps leaves it, is made anew.
     path = SynthCache(stored).path
     os.truncate(path, 100)

@@ -235,10 +235,14 @@ def _place(url: str, local_dir: StrPath | None) -> Path:
     """Where the copy of a URL belongs: copies of equal names do not meet."""
     default = os.environ.get(_HOME) or "~/.cache/synthaug/remote"
     folder = Path(local_dir if local_dir is not None else default).expanduser().absolute()
-    # Without a query, which may be a signature; and systems limit the bytes of a name.
-    plain = re.split(r"[?#]", url)[0].rstrip("/").rpartition("/")[2]
+    plain = _plain(url).rstrip("/").rpartition("/")[2]  # systems limit the bytes of a name
     name = re.sub(r"[^\w.\-]", "_", plain)[-_NAME:] or "cache.h5"
     return folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
+
+
+def _plain(url: str) -> str:
+    """The URL without a query, which may be a signature, and without credentials."""
+    return re.sub(r"(?<=://)[^/@]*@", "", re.split(r"[?#]", url)[0])
 
 
 def _store(url: str) -> tuple[Any, str]:
@@ -304,7 +308,7 @@ def _copy(url: str, store: Any, name: str, path: Path, found: dict[str, Any]) ->
 def _record(path: Path, url: str, there: dict[str, Any]) -> None:
     """Notes which version of the object a whole copy is."""
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    record = {"url": url, "object": there, "fetched": when}
+    record = {"url": _plain(url), "object": there, "fetched": when}
     write_text(_record_path(path), json.dumps(record))
 
 
