@@ -281,6 +281,7 @@ def test_features_in_a_folder_are_mapped_and_belong_to_their_images_and_weights(
     kept(pixels)
     assert calls == [2, 2, 1] * 3
     assert len(list(folder.iterdir())) == 3
+    assert all(path.stat().st_mode & 0o077 == 0 for path in folder.iterdir())
     assert not caplog.text
     damages: tuple[Any, ...] = (  # damaged files are computed again
         lambda whole: whole[:100],

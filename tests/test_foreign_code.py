@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import sys
 import traceback
@@ -468,3 +469,12 @@ def test_files_of_images_and_features_are_never_unpickled(tmp_path, marker):
         synthaug.SynthCache(tmp_path / "a.h5")
     with pytest.raises(SynthaugError):
         synthaug.AuditReport.from_json(tmp_path / "a.json")
+
+
+def test_the_threat_model_names_tests_that_there_are():
+    tests = Path(__file__).parent
+    page = (tests.parent / "docs" / "threat_model.md").read_text()
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", page)
+    assert len(named) > 40
+    for file, name in named:
+        assert f"def {name}(" in (tests / file).read_text(), name
