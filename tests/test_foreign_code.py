@@ -459,7 +459,7 @@ def test_files_of_images_and_features_are_never_unpickled(tmp_path, marker):
         with pytest.raises((SynthaugError, ValueError, TypeError)):
             synthaug.audit(tmp_path / name, images)
     extractor = features.TorchModule(nn.Flatten(), preprocess=lambda x: x.float())
-    kept = features.extract(extractor, images, features_dir=tmp_path / "kept")
+    kept = np.array(features.extract(extractor, images, features_dir=tmp_path / "kept"))
     (file,) = (tmp_path / "kept").iterdir()
     data = (tmp_path / "a.npy").read_bytes()  # with a digest of its own, which fits
     file.write_bytes(data + hashlib.blake2b(data, digest_size=16).digest())

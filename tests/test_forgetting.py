@@ -400,9 +400,22 @@ def test_tombstones_are_kept_once_and_name_only_images_that_were_there(tmp_path:
     assert {101, 110} <= set(cache.tombstones.tolist())
     cache.withdraw(range(len(cache)))
     assert len(cache.tombstones) == 2 + 5
+    whole = path.read_bytes()
+    for places in (slice(1, 2), slice(0, 7), slice(79, 80), slice(74, 75)):
+        with h5py.File(path, "r+") as file:
+            file["tombstones"][places] ^= np.uint64(1)
+        with pytest.raises(CacheError, match=r"tombstones of .*c\.h5 are damaged"):
+            merge([path], tmp_path / "m.h5")
+        path.write_bytes(whole)
+    with h5py.File(path, "r+") as file:
+        file["tombstones"][0] = 0
+    with pytest.raises(CacheError, match=r"tombstones of .*c\.h5 are damaged"):
+        SynthCache(path).withdraw([], forgotten=[5])
+    path.write_bytes(whole)
     cache.withdraw([], forgotten=np.arange(1, 70))
     with pytest.warns(UserWarning, match="has room for 4 of 58 tombstones"):
         cache.withdraw([], forgotten=np.arange(70, 130))
+    assert len(SynthCache(path).tombstones) == 80
 
 
 def as_version_1(cache: SynthCache, path: Path) -> Path:

@@ -28,6 +28,7 @@ from synthaug._cache.serving import servable
 from synthaug._cache.store import SynthCache
 from synthaug._cache.stored_rows import data_set_of
 from synthaug._cache.synthesizer import texts_of
+from synthaug._cache.tombstones import seals
 from synthaug._pixels import to_pil
 from synthaug._printable import shortened
 from synthaug._support.names import one_for_all_systems, path_fault
@@ -329,6 +330,8 @@ def _compressed(cache: SynthCache, target: Path, advance: Advance) -> None:
 
             plan.visited(store)
             file["tombstones"][: len(tombstones)] = tombstones
+            sealed = seals(tombstones, places := len(file["tombstones"]))
+            file["tombstones"][places - len(sealed) :] = sealed
             images = file["images"]
             for block in blocks(done, cache.image_shape):
                 stream.check()

@@ -16,6 +16,7 @@ from synthaug._cache.files import pread_into, pwrite
 from synthaug._cache.format import checksums, runs
 from synthaug._cache.schema import CacheContents, Region, open_stream
 from synthaug._cache.stored_rows import close
+from synthaug._cache.tombstones import read_tombstones
 from synthaug._support import system
 from synthaug._types import Array, Bytes, Flags, Indices, Labels, Unsigned
 from synthaug.errors import CacheError
@@ -23,8 +24,6 @@ from synthaug.errors import CacheError
 _RESIDENT = 64 * 2**20
 """Bytes of images above which the workers of a loader read instead of mapping."""
 _MAPPED = ("images", "index", "labels", "state", "checksum")
-_TOMBSTONES = 2**16
-"""How many are read at once: there are places for many more than there are."""
 
 
 class Reader(Protocol):
@@ -119,15 +118,11 @@ class Mapped:
         return self._values("labels", rows)
 
     def tombstones(self) -> Unsigned:
-        found = np.empty(0, np.uint64)
-        total = self.contents.tombstone_places
-        while len(found) < total:
-            length = min(_TOMBSTONES, total - len(found))
-            piece = self._read("tombstones", np.array([len(found)]), length=length)
-            found = np.append(found, piece[piece != 0])
-            if not piece.all():
-                break
-        return found
+        return read_tombstones(
+            self.contents.path,
+            self.contents.tombstone_places,
+            lambda start, length: self._read("tombstones", np.array([start]), length=length),
+        )
 
     def gather(self, rows: Indices) -> Bytes:
         return self._values("images", rows)
@@ -234,10 +229,11 @@ class Unpacked:
         return self.contents.plan.at("label", rows)
 
     def tombstones(self) -> Unsigned:
-        stored = np.empty(0, np.uint64)
-        if self.contents.tombstone_places:
-            stored = self._open()["tombstones"][()]
-        return stored[stored != 0]
+        return read_tombstones(
+            self.contents.path,
+            self.contents.tombstone_places,
+            lambda start, length: self._open()["tombstones"][start : start + length],
+        )
 
     def gather(self, rows: Indices) -> Bytes:
         images = self._open()["images"]

@@ -5,12 +5,19 @@ synthetic image that was erased. What has such a key, or derives from an image t
 served no more, wherever it comes from: another cache, an export that is imported, a resumed job.
 """
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import torch
 
 from synthaug._pixels import digest
 from synthaug._plan import Plan
 from synthaug._types import Bytes, Indices, Unsigned
+from synthaug.errors import CacheError
+
+_PIECE = 2**16
+"""How many are read at once: there are places for many more than there are."""
 
 
 def rows_from_sources(plan: Plan, source_keys: Unsigned) -> Indices:
@@ -32,3 +39,42 @@ def source_keys_of(plan: Plan) -> Unsigned:
 def content_keys(images: Bytes) -> Unsigned:
     """Hashes every image, uint8 (n, C, H, W) -> uint64 (n,)."""
     return np.array([digest(image) for image in torch.from_numpy(images)], np.uint64)
+
+
+def seals(keys: Unsigned, places: int) -> Unsigned:
+    """The complements of the tombstones, as they stand in the last of `places`, by which damage is
+    seen; none if keys and complements would touch."""
+    return ~keys[::-1] if 2 * len(keys) < places else keys[:0]
+
+
+def read_tombstones(path: Path, places: int, read: Callable[[int, int], Unsigned]) -> Unsigned:
+    """Reads the keys before the first zero, and compares them with their complements.
+
+    Args:
+        path: For the message.
+        places: How many the file has.
+        read: Reads from a place on as many as the second number says.
+
+    Raises:
+        CacheError: They are damaged. A key without a complement is not: a kill came between.
+    """
+    before: Unsigned | None = None
+    while True:
+        keys = np.empty(0, np.uint64)
+        while len(keys) < places:
+            piece = read(len(keys), min(_PIECE, places - len(keys)))
+            whole = bool(piece.all())
+            keys = np.append(keys, piece if whole else piece[: int(np.argmin(piece != 0))])
+            if not whole:
+                break
+        if 2 * len(keys) >= places:
+            return keys
+        last = read(places - len(keys) - 1, len(keys) + 1)
+        if not last[0] and ((last[1:] == 0) | (last[1:] == ~keys[::-1])).all():
+            return keys
+        if before is not None and np.array_equal(keys, before):  # nobody is writing them just now
+            raise CacheError(
+                f"The tombstones of {path} are damaged: what was forgotten there could come back. "
+                "Restore the file from a copy."
+            )
+        before = keys

@@ -12,7 +12,7 @@ from synthaug._cache.compare import listed
 from synthaug._cache.encoded_rows import Encoded
 from synthaug._cache.format import State, blocks, checksums, erased_checksum
 from synthaug._cache.readers import Reader, descriptor, read_runs, write_runs
-from synthaug._cache.tombstones import content_keys
+from synthaug._cache.tombstones import content_keys, seals
 from synthaug._support import system
 from synthaug._support.files import sync_file
 from synthaug._types import Array, Bytes, Indices, Unsigned
@@ -128,8 +128,14 @@ class Writer:
                 "others again when you merge or import.",
                 stacklevel=4,
             )
-        places = np.arange(len(stored), len(stored) + min(room, len(new)))
-        self._put(fd, "tombstones", places, new[:room], fsync="batch")
+        total = self._contents.tombstone_places
+        keys = np.append(stored, new[:room])
+        old, sealed = seals(stored, total), seals(keys, total)
+        if len(old) > len(sealed):  # no room for complements any more
+            self._put(fd, "tombstones", np.arange(total - len(old), total), 0, fsync="batch")
+        places = np.arange(len(stored), len(keys))
+        self._put(fd, "tombstones", places, keys[len(stored) :], fsync="batch")
+        self._put(fd, "tombstones", np.arange(total - len(sealed), total), sealed, fsync="batch")
 
     def _put(
         self, fd: int, name: str, rows: Indices, values: Array | int, *, fsync: Fsync = "never"
