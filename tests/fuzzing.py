@@ -579,28 +579,28 @@ def _signing(folder: Path) -> Subject:
 
 def _searched(folder: Path) -> Subject:
     """The folder of a search that has ended: its audits, selections, costs and runs."""
-    from tests import test_improve
+    from tests import searches
     from tests.audits import measure_no_audit, shorten
 
     patch = pytest.MonkeyPatch()
     measure_no_audit(patch)
     shorten(patch)
     config = replace(
-        test_improve.QUICK,
+        searches.QUICK,
         targets=("random", "difficult", "selected"),
         final_seeds=2,
         rounds=1,
-        classifiers=replace(test_improve.QUICK.classifiers, steps=3),
+        classifiers=replace(searches.QUICK.classifiers, steps=3),
     )
 
     def search(path: Path) -> Any:
-        return test_improve.search(
+        return searches.search(
             path,
             24,
-            recipes={"true": test_improve.Levels()},
+            recipes={"true": searches.Levels()},
             config=config,
-            validation=test_improve.real(40, 1),
-            test=test_improve.real(40, 2),
+            validation=searches.real(40, 1),
+            test=searches.real(40, 2),
         )
 
     root = folder / "searched"

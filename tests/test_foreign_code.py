@@ -41,6 +41,7 @@ from tests.checkpoints import (
     write_stable_diffusion_upscaler,
 )
 from tests.command_line import fail
+from tests.payloads import Payload
 from tests.tiny.cascades import tiny_cascade
 from tests.tiny.class_conditional import tiny
 from tests.tiny.cold import tiny as tiny_cold
@@ -52,16 +53,6 @@ from tests.tiny_checkpoints import FAMILIES
 
 def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value))
-
-
-class Payload:
-    """Writes a marker when it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> Any:
-        return open, (str(self.marker), "w")
 
 
 @pytest.fixture

@@ -3,68 +3,29 @@
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
 import synthaug
-from synthaug import AuditReport, ClassifierConfig, Plan, improve
+from synthaug import AuditReport, improve
 from synthaug._cache import State
 from synthaug._images.source import ImageSource
 from synthaug.errors import DataError, MismatchError, SynthaugError
 from synthaug.evaluation import AdversarialConfig, EvaluationReport, Run
-from synthaug.images import LabeledImages
 from synthaug.improvement import Gain, ImproveConfig, ImproveReport, Recipe, Round, _cost
 from synthaug.improvement._cost import Estimate, affordable, runs
 from synthaug.improvement._recipes import RecipeImages
 from synthaug.selection import Difficulty, ImageSelection
-from synthaug.synthesizers import AbstractSynthesizer, streams
 from tests.audits import measure_no_audit
 from tests.command_line import check_answer, fail, succeed
-from tests.images import randn, to_images, to_pil
+from tests.images import to_pil
 from tests.mixtures import report_on
-from tests.test_foreign_code import Payload
-
-CLASSES = ("dark", "light")
-
-
-def real(n: int, seed: int, spread: float = 60) -> LabeledImages:
-    """Dark and light images of noise, in turn."""
-    labels = np.arange(n) % 2
-    noise = torch.randn((n, 1, 4, 4), generator=torch.Generator().manual_seed(seed))
-    level = torch.from_numpy(110.0 + 36 * labels).view(-1, 1, 1, 1)
-    pixels = (level + spread * noise).clamp(0, 255).to(torch.uint8)
-    return LabeledImages(pixels, labels, CLASSES, name=f"images {seed}")
-
-
-VALIDATION, TEST = real(400, 1), real(400, 2)
-
-
-@dataclass(frozen=True)
-class Levels(AbstractSynthesizer):
-    """Images of the true distribution, or with the two classes exchanged."""
-
-    exchanged: bool = False
-    trained_on: Any = None
-    classes = CLASSES
-    image_shape = (1, 4, 4)
-
-    drawn = 0
-
-    def draw(self, rows: Plan) -> Any:
-        type(self).drawn += len(rows)
-        light = (rows["label"] == 1) != self.exchanged
-        level = torch.from_numpy(np.where(light, 146.0, 110.0)).view(-1, 1, 1, 1)
-        noise = randn(streams(rows["seed"]), self.image_shape)
-        return to_images((level + 60 * noise).clamp(0, 255).to(torch.uint8))
-
-    def recipe(self) -> dict[str, Any]:
-        return {"synthesizer": "Levels", "settings": {"exchanged": self.exchanged}}
+from tests.payloads import Payload
+from tests.searches import CLASSES, QUICK, TEST, VALIDATION, Levels, real, search
 
 
 @pytest.fixture(autouse=True)
@@ -72,33 +33,8 @@ def none_drawn() -> None:
     Levels.drawn = 0
 
 
-def linear(num_classes: int, image_shape: Any) -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(16, num_classes))
-
-
 AUDITED = RecipeImages.audited
 OF_AUDIT = _cost._of_audit
-QUICK = ImproveConfig(
-    shares=(0.5,),
-    targets=("random",),
-    augmentations=(),
-    images_per_round=10,
-    rounds=2,
-    final_seeds=4,
-    classifiers=ClassifierConfig(model=linear, steps=100, batch_size=8, device="cpu"),
-)
-
-
-def search(folder: Any, n: int = 8, **changes: Any) -> ImproveReport:
-    arguments: dict[str, Any] = {
-        "validation": VALIDATION,
-        "test": TEST,
-        "recipes": {"true": Levels(), "exchanged": Levels(exchanged=True)},
-        "config": QUICK,
-        "progress": False,
-        **changes,
-    }
-    return improve(real(n, 0), folder, **arguments)
 
 
 @pytest.fixture(scope="module", autouse=True)
