@@ -135,9 +135,11 @@ def make_exact(path: Path) -> Path:
 
     for file in sorted(path.rglob("*.safetensors")):
         with safe_open(file, "pt") as opened:
-            metadata = opened.metadata()
+            metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        save_file({k: exact(k, v) for k, v in tensors.items()}, str(file), metadata)
+        metadata.pop("synthaug.digest", None)  # of the weights that were there
+        changed = {k: exact(k, v) for k, v in tensors.items()}
+        save_file(changed, str(file), metadata or None)
     return path
 
 
