@@ -6,7 +6,7 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,7 +37,7 @@ from tests.command_line import fail, succeed
 from tests.tiny import cascades, cold, inversions, low_density
 from tests.tiny.class_conditional import tiny
 
-pytestmark = pytest.mark.usefixtures("few_steps")
+pytestmark = pytest.mark.usefixtures("few_steps", "linear_classifiers")
 
 CPU = torch.device("cpu")
 QUERIES = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -207,46 +207,54 @@ MAKERS: dict[str, Callable[[], Any]] = {
 }
 
 
-def save_each(kind: str, path: Path) -> Any:
-    """Writes a synthesizer of a kind, and returns the kind."""
-    made = MAKERS[kind]()
-    made.save_pretrained(path)
-    return type(made)
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Any]]:
+    """Writes a synthesizer of a kind once; where it is, and how it is loaded."""
+
+    @cache
+    def saved(kind: str) -> tuple[Path, Any]:
+        path, made = tmp_path_factory.mktemp(kind), MAKERS[kind]()
+        made.save_pretrained(path)
+        return path, type(made).from_pretrained
+
+    return saved
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_every_synthesizer_loads_in_what_the_machine_has_and_records_that(machine, tmp_path, kind):
-    load = save_each(kind, tmp_path).from_pretrained
+def test_every_synthesizer_loads_in_what_the_machine_has_and_records_that(machine, saved, kind):
+    path, load = saved(kind)
     for native, name, other in ((False, "float32", "bfloat16"), (True, "bfloat16", "float32")):
         machine(native)
-        found = load(tmp_path)
+        found = load(path)
         assert dtypes(found) == {getattr(torch, name)}
         assert recorded_precision(found.recipe()["settings"]) == name
         for given in (other, getattr(torch, other)):
-            assert dtypes(load(tmp_path, dtype=given)) == {getattr(torch, other)}
+            assert dtypes(load(path, dtype=given)) == {getattr(torch, other)}
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_what_was_chosen_can_change_and_what_was_given_stays(machine, tmp_path, kind):
-    load = save_each(kind, tmp_path).from_pretrained
+def test_what_was_chosen_can_change_and_what_was_given_stays(machine, saved, kind):
+    path, load = saved(kind)
     machine(True)
-    chosen = load(tmp_path)
+    chosen = load(path)
     exact = chosen.in_precision("float32")
-    assert exact.recipe() == load(tmp_path, dtype="float32").recipe()
+    assert exact.recipe() == load(path, dtype="float32").recipe()
     assert exact.in_precision("bfloat16").recipe() == chosen.recipe()
-    given = load(tmp_path, dtype="bfloat16")
+    given = load(path, dtype="bfloat16")
     assert given.in_precision("float32").recipe() == given.recipe()
 
 
 @pytest.mark.parametrize("kind", MAKERS)
-def test_a_copy_of_a_checkpoint_has_all_digits_whatever_it_was_loaded_in(machine, tmp_path, kind):
-    load = save_each(kind, tmp_path / "a").from_pretrained
+def test_a_copy_of_a_checkpoint_has_all_digits_whatever_it_was_loaded_in(
+    machine, saved, tmp_path, kind
+):
+    path, load = saved(kind)
     machine(True)
-    load(tmp_path / "a").save_pretrained(tmp_path / "b")
+    load(path).save_pretrained(tmp_path)
     machine(False)
-    assert load(tmp_path / "b").recipe() == load(tmp_path / "a").recipe()
-    for path in (tmp_path / "b").rglob("*.safetensors"):
-        assert all(tensor.dtype != torch.bfloat16 for tensor in load_file(path).values())
+    assert load(tmp_path).recipe() == load(path).recipe()
+    for file in tmp_path.rglob("*.safetensors"):
+        assert all(tensor.dtype != torch.bfloat16 for tensor in load_file(file).values())
 
 
 def test_a_cascade_is_put_together_from_all_digits(machine, tmp_path):
@@ -409,22 +417,22 @@ def begin(load: Any, checkpoint: Path, cache: Path, monkeypatch: Any) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(type(synthesizer), "draw", dying)
         with pytest.raises(Stopped):
-            generate(synthesizer, synthesizer.plan(per_class=2), cache, batch_size=1)
+            generate(synthesizer, synthesizer.plan(per_class=1), cache, batch_size=1)
 
 
 @pytest.mark.parametrize("there", [False, True])
 @pytest.mark.parametrize("kind", ["ClassConditional", "Cascade"])
 def test_a_cache_that_is_continued_elsewhere_equals_one_that_was_not(
-    machine, tmp_path, monkeypatch, kind, there
+    machine, saved, tmp_path, monkeypatch, kind, there
 ):
-    load = save_each(kind, tmp_path / "model").from_pretrained
+    path, load = saved(kind)
     machine(there)
-    first = load(tmp_path / "model")
-    whole = generate(first, first.plan(per_class=2), tmp_path / "whole.h5", batch_size=1)
-    begin(load, tmp_path / "model", tmp_path / "a.h5", monkeypatch)
+    first = load(path)
+    whole = generate(first, first.plan(per_class=1), tmp_path / "whole.h5", batch_size=1)
+    begin(load, path, tmp_path / "a.h5", monkeypatch)
     machine(not there)
-    second = load(tmp_path / "model")
-    plan = second.plan(per_class=2)
+    second = load(path)
+    plan = second.plan(per_class=1)
     assert second.recipe() != first.recipe()
     done = generate(second, plan, tmp_path / "a.h5", batch_size=1)
     assert done.plan_digest == whole.plan_digest
@@ -432,41 +440,40 @@ def test_a_cache_that_is_continued_elsewhere_equals_one_that_was_not(
     assert torch.equal(done.read(rows), whole.read(rows))
 
 
-def test_only_an_automatic_precision_and_the_same_rows_continue_a_cache(machine, tmp_path):
-    tiny().save_pretrained(tmp_path / "model")
+def test_only_an_automatic_precision_and_the_same_rows_continue_a_cache(machine, saved, tmp_path):
+    path, load = saved("ClassConditional")
     cache = tmp_path / "a.h5"
     machine(True)
-    first = ClassConditional.from_pretrained(tmp_path / "model")
-    generate(first, first.plan(per_class=2, seed=1), cache, batch_size=1)
+    first = load(path)
+    generate(first, first.plan(per_class=1, seed=1), cache, batch_size=1)
     machine(False)
-    given = ClassConditional.from_pretrained(tmp_path / "model", dtype="float32")
+    given = load(path, dtype="float32")
     with pytest.raises(MismatchError, match="dtype"):
-        generate(given, given.plan(per_class=2, seed=1), cache)
-    chosen = ClassConditional.from_pretrained(tmp_path / "model")
+        generate(given, given.plan(per_class=1, seed=1), cache)
+    chosen = load(path)
     with pytest.raises(MismatchError, match="seed"):
-        generate(chosen, chosen.plan(per_class=2, seed=2), cache)
-    other = ClassConditional.from_pretrained(tmp_path / "model", sampler={"num_inference_steps": 2})
+        generate(chosen, chosen.plan(per_class=1, seed=2), cache)
+    other = load(path, sampler={"num_inference_steps": 2})
     with pytest.raises(MismatchError, match="num_inference_steps"):
-        generate(other, other.plan(per_class=2, seed=1), cache)
-    assert generate(chosen, chosen.plan(per_class=2, seed=1), cache).done.all()
+        generate(other, other.plan(per_class=1, seed=1), cache)
+    assert generate(chosen, chosen.plan(per_class=1, seed=1), cache).done.all()
 
 
-def test_a_plan_that_cannot_be_made_for_the_other_precision_says_what_to_do(machine, tmp_path):
-    save_each("DiffusionInversion", tmp_path / "model")
+def test_a_plan_that_cannot_be_made_for_the_other_precision_says_what_to_do(
+    machine, saved, tmp_path
+):
+    path, load = saved("DiffusionInversion")
     machine(True)
-    first = DiffusionInversion.from_pretrained(tmp_path / "model")
+    first = load(path)
     generate(first, first.plan(counts={"ant": 1}), tmp_path / "a.h5")
     machine(False)
-    second = DiffusionInversion.from_pretrained(tmp_path / "model")
+    second = load(path)
     with pytest.raises(MismatchError, match="Load the synthesizer with `dtype='bfloat16'`"):
         generate(second, second.plan(counts={"ant": 1}), tmp_path / "a.h5")
 
 
-def test_the_command_line_continues_any_cache_and_records_what_was_chosen(
-    machine, tmp_path, monkeypatch
-):
-    save_each("DiffusionInversion", tmp_path / "model")
-    cache, line = tmp_path / "a.h5", ("generate", tmp_path / "model", tmp_path / "a.h5")
+def test_the_command_line_continues_any_cache_and_records_what_was_chosen(machine, saved, tmp_path):
+    cache, line = tmp_path / "a.h5", ("generate", saved("DiffusionInversion")[0], tmp_path / "a.h5")
     machine(True)
     succeed(*line, "--counts", '{"ant": 2}')
     manifest = SynthCache(cache).manifest
@@ -477,25 +484,27 @@ def test_the_command_line_continues_any_cache_and_records_what_was_chosen(
     assert "dtype" in fail(2, *line, "--counts", '{"ant": 2}', "--precision", "float32")
 
 
-def test_a_shell_and_python_draw_alike(machine, tmp_path):
-    tiny().save_pretrained(tmp_path / "model")
+def test_a_shell_and_python_draw_alike(machine, saved, tmp_path):
+    path, load = saved("ClassConditional")
     for native in (False, True):
         machine(native)
-        path = tmp_path / f"{native}.h5"
-        succeed("generate", tmp_path / "model", path, "--per-class", 1)
-        synthesizer = ClassConditional.from_pretrained(tmp_path / "model")
-        assert synthesizer.recipe() == SynthCache(path).manifest["recipe"]
-        assert synthesizer.plan(per_class=1).digest == SynthCache(path).plan_digest
+        cache = tmp_path / f"{native}.h5"
+        succeed("generate", path, cache, "--per-class", 1)
+        synthesizer = load(path)
+        assert synthesizer.recipe() == SynthCache(cache).manifest["recipe"]
+        assert synthesizer.plan(per_class=1).digest == SynthCache(cache).plan_digest
 
 
-def test_rows_of_a_cache_that_are_damaged_or_drawn_on_the_fly_keep_its_precision(machine, tmp_path):
-    tiny().save_pretrained(tmp_path / "model")
+def test_rows_of_a_cache_that_are_damaged_or_drawn_on_the_fly_keep_its_precision(
+    machine, saved, tmp_path
+):
+    path, load = saved("ClassConditional")
     machine(True)
-    first = ClassConditional.from_pretrained(tmp_path / "model")
+    first = load(path)
     plan = first.plan(per_class=1)
     generate(first, plan, tmp_path / "a.h5")
     machine(False)
-    second = ClassConditional.from_pretrained(tmp_path / "model")
+    second = load(path)
     opened = SynthCache(tmp_path / "a.h5", on_corrupt="regenerate", synthesizer=second)
     assert dtypes(opened.synthesizer) == {torch.bfloat16}
     flying = OnTheFlyDataset(second, second.plan(per_class=1), cache=tmp_path / "a.h5")
@@ -503,15 +512,14 @@ def test_rows_of_a_cache_that_are_damaged_or_drawn_on_the_fly_keep_its_precision
     assert flying.cache is not None
 
 
-def test_an_actor_draws_in_the_precision_of_the_job(machine, tmp_path, monkeypatch):
-    tiny().save_pretrained(tmp_path)
+def test_an_actor_draws_in_the_precision_of_the_job(machine, saved, monkeypatch):
+    path, load = saved("ClassConditional")
     machine(False)
-    recipe = ClassConditional.from_pretrained(tmp_path).recipe()
+    recipe = load(path).recipe()
     machine(True)
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(cloudpickle=pickle))
-    load = partial(ClassConditional.from_pretrained, tmp_path)
     drawer = Drawer()
-    drawer.load(pickle.dumps(load), recipe)
+    drawer.load(pickle.dumps(partial(load, path)), recipe)
     assert drawer.synthesizer.recipe() == recipe
     assert dtypes(drawer.synthesizer) == {torch.float32}
 
