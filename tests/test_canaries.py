@@ -19,6 +19,8 @@ from synthaug.images import LabeledImages
 from synthaug.memorization import CanaryConfig, CanaryPlan, CanaryReport, came_back, plant
 from tests.command_line import check_answer, fail, succeed
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 FEW = CanaryConfig(pairs=4, doses=(1, 4))
 
 

@@ -131,6 +131,7 @@ def test_on_the_command_line_torchruns_ranks_fill_one_cache_and_the_first_speaks
 ):
     tiny().save_pretrained(tmp_path / "model")
     job = ["generate", tmp_path / "model", tmp_path / "a.h5", "--per-class", 20, "--device", "cpu"]
+    job += ["--num-inference-steps", 1]
     monkeypatch.setenv("WORLD_SIZE", "2")
     said = []
     for rank in "10":
@@ -140,8 +141,11 @@ def test_on_the_command_line_torchruns_ranks_fill_one_cache_and_the_first_speaks
     assert "80 done, 0 pending" in said[1]
 
 
-@pytest.mark.parametrize("first", [["1/3"], ["2/2"], ["1/4", "4/4"]], ids=str)
-@pytest.mark.parametrize("then", [["1/1"], ["2/2", "1/2"], [None]], ids=str)
+@pytest.mark.parametrize(  # what is left to draw is the same to each of the later ways
+    ("first", "then"),
+    [(["1/3"], ["1/1"]), (["2/2"], ["2/2", "1/2"]), (["1/4", "4/4"], [None])],
+    ids=str,
+)
 def test_a_job_goes_on_with_another_number_of_processes_and_draws_nothing_twice(
     tmp_path, expected, first, then
 ):
@@ -260,8 +264,9 @@ def test_engines_without_what_they_need_are_refused(tmp_path, monkeypatch):
 # Memory
 
 
-@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
-@pytest.mark.parametrize("shard", [None, "1/1"])
+@pytest.mark.parametrize(  # which errors these are is shown in test_accelerators
+    ("error", "shard"), [(MemoryError, None), (torch.OutOfMemoryError, "1/1")]
+)
 def test_a_batch_that_does_not_fit_into_memory_is_halved(tmp_path, expected, error, shard):
     sizes = []
 

@@ -31,6 +31,8 @@ from synthaug.synthesizers import (
     streams,
 )
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 FAMILIES = ("sdxl", "stable_diffusion_3", "flux", "pixart", "sana")
 CLASSES = ("a", "b")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
