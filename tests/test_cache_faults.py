@@ -29,7 +29,7 @@ from synthaug.caches import export, merge
 from synthaug.errors import CacheError
 
 SHAPE = (3, 16, 16)
-ROWS = 240
+ROWS = 96
 BATCH = 8
 KILLS = int(os.environ.get("SYNTHAUG_KILLS", "8"))
 MANIFEST = {"recipe": {"synthesizer": "Noise", "settings": {}}}
