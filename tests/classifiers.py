@@ -6,7 +6,12 @@ from typing import Any
 
 from torch import nn
 
-from synthaug.evaluation import AdversarialConfig, ClassifierConfig, EvaluationReport
+from synthaug.evaluation import (
+    AdversarialConfig,
+    ClassifierConfig,
+    EvaluationReport,
+    _classifiers,
+)
 from synthaug.evaluation import evaluate as run
 
 FAST: dict[str, Any] = {"steps": 4, "batch_size": 8, "progress": False, "device": "cpu"}
@@ -27,3 +32,11 @@ def evaluate(arms: Any, **arguments: Any) -> EvaluationReport:
 
 def linear(num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(image_shape), num_classes))
+
+
+def make_linear(patch: Any) -> None:
+    """Classifiers of which nothing is said are linear, for tests that are about other things.
+
+    `patch` is a `pytest.MonkeyPatch`.
+    """
+    patch.setitem(_classifiers._OURS, "small-cnn", linear)

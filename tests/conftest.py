@@ -166,6 +166,16 @@ def few_steps() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
+def linear_classifiers() -> Iterator[None]:
+    """Classifiers of which nothing is said are linear: see `tests/classifiers.py`."""
+    from tests.classifiers import make_linear
+
+    with pytest.MonkeyPatch.context() as patch:
+        make_linear(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
 def short_audits() -> Iterator[None]:
     """Audits see less: see `tests/audits.py`."""
     from tests.audits import shorten

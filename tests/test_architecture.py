@@ -68,6 +68,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "audits": {"_audit", "improvement"},
     "called_by_commands": {"_demo", "_training", "synthesizers"},
     "checkpoints": {"synthesizers"},
+    "classifiers": {"evaluation"},
     "command_line": {"_cli"},
     "conftest": {"_datasets", "_support"},
     "fuzzing": {"_audit", "_datasets"},

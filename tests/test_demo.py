@@ -8,7 +8,7 @@ from synthaug._demo import DemoSettings, classifier_seeds, demo, split_digits
 from synthaug.evaluation import EvaluationReport
 from tests.killing import DEMO
 
-pytestmark = pytest.mark.usefixtures("short_audits")
+pytestmark = pytest.mark.usefixtures("short_audits", "linear_classifiers")
 
 TOY = DemoSettings(**DEMO)
 

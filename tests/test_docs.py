@@ -35,6 +35,7 @@ from synthaug.synthesizers import _base
 from tests.audits import measure_no_audit
 from tests.certificates import write_certificates
 from tests.checkpoints import write_stable_diffusion
+from tests.classifiers import make_linear
 from tests.command_line import run
 from tests.tiny.low_density import few_noisy_images
 from tests.tiny.networks import of_8_channels
@@ -236,6 +237,7 @@ def small(patch: pytest.MonkeyPatch) -> None:
     few |= {"targets": ("random",), "augmentations": ()}
     shortened(improvement.ImproveConfig, "__init__", images_per_round=0.5, channels=8, **few)
     measure_no_audit(patch)
+    make_linear(patch)
     of_8_channels(patch)
     few_noisy_images(patch, per_level=40)
     patch.setattr(
