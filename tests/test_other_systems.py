@@ -2,9 +2,6 @@
 
 import errno
 import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +12,15 @@ from synthaug._cache.files import new_file, new_folder
 from synthaug._support import system
 from synthaug._support.files import whole_file, write_text
 from synthaug._support.locks import claimed
+from tests import processes
 
 WITHOUT = """
-import os, sys
+import os, sys, warnings
 import numpy, torch  # which know the system by other means
 
+warnings.simplefilter("ignore")
+for name in [name for name in sys.modules if name.partition(".")[0] == "synthaug"]:
+    del sys.modules[name]  # it is to be imported on such a system
 sys.modules["fcntl"] = None
 for name in (
     "pwrite", "preadv", "posix_fallocate", "register_at_fork", "O_CLOEXEC", "O_NOFOLLOW",
@@ -57,20 +58,9 @@ main(["cache", "info", "cache.h5", "-q"])
 """
 
 
-def run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-    )
-
-
-@pytest.mark.xdist_group("new process")
+@pytest.mark.xdist_group("forkserver")
 def test_a_whole_job_runs_without_the_calls_that_windows_lacks(tmp_path):
-    done = run(WITHOUT + JOB, tmp_path)
+    done = processes.run(WITHOUT + JOB, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "nothing guards" in done.stderr  # said, and not passed over
     assert (tmp_path / "merged.h5").exists()
