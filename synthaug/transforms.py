@@ -344,7 +344,9 @@ class MixSynthetic(_ImagesOnly):
             low, high = (int(x) for x in labels.aminmax()) if len(labels) else (0, 0)
             if low < 0 or high >= num_classes:
                 raise ValueError(
-                    f"Labels are {low} to {high}; the synthetic images have {num_classes} classes."
+                    f"Labels are {low} to {high}, and the synthetic images have {num_classes} "
+                    "classes. Count labels from 0, or name the classes of the real images: "
+                    "`classes=`."
                 )
         elif labels.ndim == 2 and labels.shape[1] == num_classes:
             total = labels.sum(1, dtype=torch.float32)

@@ -165,7 +165,7 @@ def test_a_ratio_that_changes_changes_the_length_and_deals_on_where_it_stopped(r
         ({"fraction": {"bee": 1.5}}, ValueError, r"`fraction` must be in \[0, 1\], got 1.5"),
         ({"fraction": {"bee": "all"}}, TypeError, "is 'all' for class 'bee', expected a number"),
         ({"fraction": lambda epoch: 2.0}, ValueError, r"in \[0, 1\], got 2.0 in epoch 0"),
-        ({"fraction": Balance()}, ValueError, 'Fill up with mode="append" and ratio=Balance'),
+        ({"fraction": Balance()}, ValueError, 'use mode="append" and ratio=Balance'),
     ],
 )
 def test_wrong_shares_are_named(real, cache, options, error, message):

@@ -75,7 +75,7 @@ class Acceptance:
         return (
             f"{n:,} {'pair was' if n == 1 else 'pairs were'} accepted as harmless by "
             f"{self.reviewer} on {when}, because: {self.reason.rstrip('.')} ({named} {rows}). "
-            "That changes neither the verdict nor a p-value; "
+            "That changes neither the verdict nor a p-value, and other sentences still count them; "
             f"{these} {'may be served' if self.serve else f'{stay} withheld'}."
             + (
                 f" {self.elsewhere:,} more that were accepted are not withheld now, or have other "

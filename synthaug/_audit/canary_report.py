@@ -192,8 +192,9 @@ def came_back(
     rows = source.done_rows("searched for canaries")
     if source.image_shape != plan.image_shape:
         raise MismatchError(
-            f"The synthetic images have shape {source.image_shape}, the canaries "
-            f"{plan.image_shape}."
+            f"The synthetic images have shape {source.image_shape}, and the canaries "
+            f"{plan.image_shape}. Look for the canaries in images of the model that was "
+            "trained with them."
         )
     record = source.manifest.get("trained_on")
     if record and plan.digest not in recorded(record, "canaries"):

@@ -54,7 +54,10 @@ def split_for_audit(
     """
     checked_seed(seed)
     if not 0 < holdout < 1:
-        raise ValueError(f"`holdout` must lie between 0 and 1, got {holdout}.")
+        raise ValueError(
+            f"`holdout` must lie between 0 and 1, got {holdout}. Give the share to hold "
+            "out, such as 0.2."
+        )
     images = read_set(dataset, "dataset", progress=progress)
     groups = near_duplicates(images.pixels)
     sizes = np.bincount(groups)

@@ -191,7 +191,7 @@ def _chosen(cache: SynthCache, rows: ArrayLike | None) -> Indices:
     done = cache.done
     chosen = np.flatnonzero(done) if rows is None else row_numbers(rows, len(cache), "rows")
     if not chosen.size:
-        raise ValueError(f"{cache.path} has no image to export.")
+        raise ValueError(f"{cache.path} has no image to export. Generate some first.")
     outside = chosen[(chosen < 0) | (chosen >= len(cache))]
     if len(outside):
         raise ValueError(f"`rows` names row {outside[0]}, the cache has {len(cache):,}.")

@@ -108,7 +108,7 @@ def contact_sheet(
     check_whole(1, scale=scale, most_classes=most_classes)
     done = np.flatnonzero(cache.done)
     if not len(done):
-        raise ValueError(f"{cache.path} holds no image to show yet.")
+        raise ValueError(f"{cache.path} holds no image to show yet. Generate some first.")
     per_class = columns * rows_per_class
     tiles = []
     labels = cache.labels_of(done)

@@ -42,7 +42,7 @@ def merge_rows(
 ) -> SynthCache:
     """Copies the rows of several caches into one; `synthaug.caches.merge` says how."""
     if not paths:
-        raise ValueError("`paths` names no cache.")
+        raise ValueError("`paths` names no cache. Name at least one.")
     resolved = [Path(path).resolve() for path in paths]
     for path in resolved:
         if resolved.count(path) > 1 or path == Path(out).resolve():

@@ -60,8 +60,8 @@ def checked_share(mode: str, fraction: Any, ratio: Any) -> tuple[str, Any]:
         )
     if mode == "replace" and isinstance(value, Balance):
         raise ValueError(
-            'Replacing does not change the size of a class. Fill up with mode="append" and '
-            f"ratio={value}."
+            "Replacing images does not change the size of a class. To fill classes up, "
+            f'use mode="append" and ratio={value}.'
         )
     return needed, value
 

@@ -372,8 +372,10 @@ class MixedDataset(AbstractEpochDataset):
         fake = self.synthetic.read(rows[rows >= 0])
         if real.shape[1:] != fake.shape[1:]:
             raise MismatchError(
-                f"Real images have shape {tuple(real.shape[1:])}, synthetic ones "
-                f"{tuple(fake.shape[1:])}: only a transform can bring them together."
+                f"Real images have shape {tuple(real.shape[1:])}, and synthetic ones "
+                f"{tuple(fake.shape[1:])}. Load the real ones with "
+                "`image_shape=cache.image_shape`, or give a transform that makes all of one "
+                "shape."
             )
         pixels = torch.empty((len(rows), *fake.shape[1:]), dtype=torch.uint8, device="cpu")
         pixels[made], pixels[~made] = fake, real

@@ -72,8 +72,9 @@ class RealItems:
         if appended and plain and len(self.example) > 2:
             names = list(self.example) if isinstance(self.example, dict) else len(self.example)
             raise TypeError(
-                f"An item of `real` has the fields {names}. Appended images have no more than an "
-                'image and a label: leave the others away, or use mode="replace".'
+                f"An item of `real` has the fields {names}. Appended images have no more "
+                "than an image and a label: leave the other fields out, or use "
+                'mode="replace".'
             )
         self.has_extras = not appended and not (plain and len(self.example) == 2)
         """Whether a replaced item keeps more of the real one than its label."""

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Protocol, runtime_checkable
 from weakref import WeakSet
 
@@ -357,8 +358,14 @@ def open_hdf5(path: str) -> Any:
         # No lock to be had; or the file is open already, and was opened without one.
         if "lock file" not in str(error) and "locking flag" not in str(error):
             raise
-        log.warning("%s is read without a lock (%s): nobody must write to it now.", path, error)
+        _tell_unlocked(os.path.abspath(path))
         return h5py.File(path, "r", locking=False)
+
+
+@cache
+def _tell_unlocked(path: str) -> None:
+    """Warns once."""
+    log.warning("%s cannot be locked, and is read without a lock: do not write to it now.", path)
 
 
 class HDF5:

@@ -69,7 +69,7 @@ def newest_whole(folder: Path, read: Callable[[Path], Read], remedy: str) -> Rea
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
             logger.warning(
-                "%s It is now %s. Going on from the checkpoint before it, %s.",
+                "%s It is now %s. Training resumes from the checkpoint before it, %s.",
                 problems[0].removesuffix(f" {remedy}"),
                 aside,
                 place,

@@ -241,7 +241,9 @@ class EvaluationReport(Report):
         if class_name is None:
             members = self._members(str(group))
         elif class_name not in self.classes:
-            raise ValueError(f"`class_name` {class_name!r} is unknown. See the report's `classes`.")
+            raise ValueError(
+                f"`class_name` {class_name!r} is unknown. The report's `classes` has the names."
+            )
         else:
             members = [self.classes.index(class_name)]
         labels = self.test_labels if result in (None, ROBUST) else []  # of other sets not known

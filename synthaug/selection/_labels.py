@@ -73,7 +73,7 @@ def teacher_labels(
         DataError: If a class has too few real images to be divided.
     """
     if model is None and real is None:
-        raise ValueError("Give a `model`, or `real` images to train classifiers on.")
+        raise ValueError("Give a `model`, or `real` images on which classifiers can be trained.")
     source = None if real is None else ImageSource.open(real, "`real`")
     classes = cache.classes if source is None else source.named_classes()
     class_table(cache, classes)

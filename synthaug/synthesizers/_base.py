@@ -140,14 +140,16 @@ class AbstractSynthesizer(abc.ABC):
 
     def save_pretrained(self, path: str | Path) -> None:
         """Writes weights and settings to the directory `path`, in diffusers layout."""
-        raise TypeError(f"{type(self).__name__} has no weights to save.")
+        raise TypeError(
+            f"{type(self).__name__} has no weights to save. Define `save_pretrained` for it."
+        )
 
     @classmethod
     def from_pretrained(
         cls, path: str | Path, *arguments: Any, **settings: Any
     ) -> "AbstractSynthesizer":
         """Loads a directory that `save_pretrained` wrote; `settings` override the saved ones."""
-        raise TypeError(f"{cls.__name__} has no weights to load.")
+        raise TypeError(f"{cls.__name__} has no weights to load. Define `from_pretrained` for it.")
 
     def with_settings(self: Kind, **settings: Any) -> Kind:
         """The same synthesizer with other settings, such as `num_inference_steps` of its sampler.

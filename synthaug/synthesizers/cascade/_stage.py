@@ -100,7 +100,10 @@ class CascadeStage:
                 f"{_by(self.low_size)} for {_by(self.size)}."
             )
         if self.level_embedding is not None and self.model.class_embeddings is None:
-            raise CheckpointError("The embeddings of the stage's classes are missing.")
+            raise CheckpointError(
+                "The embeddings of the stage's classes are missing. Train the stage again, "
+                "or copy its directory again."
+            )
         if self.signals is not None and len(self.signals) != 1 + (self.max_noise_level or 0):
             raise CheckpointError(
                 f"The stage was trained with noise levels to {self.max_noise_level}, and the "

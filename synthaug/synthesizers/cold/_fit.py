@@ -40,7 +40,7 @@ class ColdFitJob(AbstractFitJob[nn.Module]):
         self, real: Any, degradation: AbstractDegradation, network: RestorerConfig, seed: int
     ) -> None:
         if not len(real):
-            raise DataError("There are no images to train on.")
+            raise DataError("There are no images to train on. Give at least one.")
         self.real, self.degradation = ImageSource.open(real, "`real`"), degradation
         self.num_examples = len(real)
         self.image_shape = self.real.image_shape

@@ -113,7 +113,7 @@ class EmbeddingTable:
         """
         paths = sorted(folder.glob("*.safetensors"))
         if not paths:
-            raise CheckpointError(f"{folder} holds no embeddings. Learn them anew.")
+            raise CheckpointError(f"{folder} holds no embeddings. Learn them again.")
         with reading(folder, "Learn them anew."):
             parts = [load_tensors(path) for path in paths]
             whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

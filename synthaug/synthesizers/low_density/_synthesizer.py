@@ -209,7 +209,10 @@ class LowDensity(AbstractSynthesizer, SteeringSettings):
             if not strength.any():
                 continue
             if model is None:
-                raise ValueError(f"The plan has a `{name}`, but there is no discriminator.")
+                raise ValueError(
+                    f"The plan has a `{name}`, but there is no discriminator. `fit` one, or make "
+                    "the plan without."
+                )
             found.append(
                 HardnessPush(
                     model=model,
