@@ -298,6 +298,9 @@ def test_a_copy_is_not_written_and_urls_are_not_filled(stored: str, tmp_path: Pa
     with pytest.raises(ValueError, match="parts of several processes meet in a folder"):
         generate(Noise(), plan_of(), new, shard="1/2")
     assert caches.merge([stored], tmp_path / "merged.h5").done.all()
+    mounted = (tmp_path / "new" / "images.h5").as_uri()
+    caches.upload(cache.path, mounted)
+    assert SynthCache(mounted).url == mounted
     with pytest.raises(CacheError, match=r"`url` is 'images\.h5', expected one such as"):
         caches.upload(cache.path, "images.h5")
     (tmp_path / "no.h5").write_bytes(b"no cache")

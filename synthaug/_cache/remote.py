@@ -160,12 +160,16 @@ def deliver(part: Path, url: str) -> None:
 def _put(path: Path, url: str, overwrite: bool) -> dict[str, Any]:
     """Makes an object of a file unless it is there, compares both, and returns its mark."""
     store, name = _store(url)
+    from fsspec.implementations.local import LocalFileSystem
+
     there = _object(store, name, url)
     same = there is not None and _holds(store, name, url, there, path)
     if there is not None and not same and not overwrite:
         raise _occupied(url, path)
     if not same:
         with _asking(url):
+            if isinstance(store, LocalFileSystem):  # others have no folders that must be made
+                os.makedirs(os.path.dirname(name), exist_ok=True)
             store.put_file(os.fspath(path), name)
             there = _identity(store, name)
         same = _holds(store, name, url, there, path)
