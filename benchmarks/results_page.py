@@ -1624,6 +1624,17 @@ def soak_kills() -> Lines:
     )
 
 
+@block
+def soak_races() -> Lines:
+    return table(
+        ["test", "orders", "faults"],
+        [
+            [name, str(row["tests"]), str(row["faults"])]
+            for name, row in read("soak")["races"]["tests"].items()
+        ],
+    )
+
+
 # Every file and its command
 
 

@@ -374,6 +374,7 @@ OWN_VALUES: list[tuple[str, str, Any, str]] = [
     ("synthaug.json", "scheduler", "\ud800", r"`scheduler` is '\\ud800', which we do not know"),
     ("scheduler/scheduler_config.json", "timestep_spacing", "x", "scheduler_config.json"),
     ("scheduler/scheduler_config.json", "clip_sample_range", 1e308, "float32 cannot hold"),
+    ("unet/config.json", "norm_num_groups", -1, "a norm has -1 groups"),
     ("model_index.json", "unet", ["diffusers", "a" * 5000], r"the unet is a{500} \.\.\."),
 ]
 

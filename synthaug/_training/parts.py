@@ -273,6 +273,9 @@ def load_part(
         for keys, fault in (("missing_keys", "lacks"), ("unexpected_keys", "has, unasked,")):
             if loaded[keys]:
                 raise LookupError(f"it {fault} the weight {min(loaded[keys])}")
+        for layer in part.modules():  # torch takes any number that divides, and fails in the draw
+            if isinstance(layer, torch.nn.GroupNorm) and layer.num_groups < 1:
+                raise ValueError(f"in config.json, a norm has {layer.num_groups} groups")
     for key, weight in part.named_parameters():
         if not torch.isfinite(weight).all():
             raise CheckpointError(
