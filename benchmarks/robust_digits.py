@@ -9,7 +9,8 @@ and other classifiers. All arms make equally many optimizer steps of equally lar
 same attack, and are tested on digits of other writers, clean and attacked. Arms: real images as
 they are, and with affine augmentation; and with a share of each batch from class-wise Gaussians, or
 from the generator, both as they are; and from the generator, augmented as real images are. The
-ceiling of them: further real digits with their true labels, which no generator has seen.
+control of them: the same real images as they are, in place of synthetic ones. The ceiling: further
+real digits with their true labels, which no generator has seen.
 
 Kept by seed and arm in --work: run again after a kill, it goes on where it was. Writes --out anew
 after each seed.
@@ -38,6 +39,7 @@ from synthaug.evaluation import (
 from synthaug.images import LabeledImages
 
 BASELINE = "real, affine"
+CONTROL = "the same real digits, not augmented"
 CEILING = "further real digits"
 
 
@@ -98,6 +100,7 @@ def arms_of(
         "real, not augmented": Arm(real),
     }
     kinds: dict[str, tuple[Any, bool]] = {
+        CONTROL: (real, False),
         "Gaussians": (gaussians, False),
         "diffusion": (cache, False),
         "diffusion, augmented": (cache, True),
@@ -158,7 +161,8 @@ def summed_up(report: EvaluationReport) -> dict[str, Any]:
         for result in (None, "robust"):
             name = result or "clean"
             figures[name] = spread(report.accuracies(arm, result))
-            others = [BASELINE, f"Gaussians, {arm.rpartition(', ')[2]}"]
+            share = arm.rpartition(", ")[2]
+            others = [BASELINE, f"Gaussians, {share}", f"{CONTROL}, {share}"]
             for other in others if arm.startswith("diffusion") else others[:1]:
                 if other != arm:
                     gain = report.difference(arm, other, result=result)
