@@ -1048,28 +1048,39 @@ def fine_tuning_explored() -> Lines:
     )
 
 
-def robust(file: str, shares: Sequence[float]) -> Lines:
+def interval(row: Mapping[str, Any] | None) -> str:
+    """A gain in points with its standard error and its 95 % interval; nothing for no gain."""
+    if row is None:
+        return ""
+    middle, error, low, high = (100 * row[key] for key in ("mean", "standard_error", "low", "high"))
+    return f"{middle:+.1f} ± {error:.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def robust(file: str, shares: Sequence[float], further: str) -> Lines:
     summary = read(file)["summary"]
-
-    def gain(arm: Mapping[str, Any], name: str) -> str:
-        if (row := arm.get(f"robust, gain over {name}")) is None:
-            return ""
-        middle, error, low, high = (
-            100 * row[key] for key in ("mean", "standard_error", "low", "high")
-        )
-        return f"{middle:+.1f} ± {error:.1f} ({low:+.1f} to {high:+.1f})"
-
+    control = "the same real digits, not augmented"
     names = {
         "real, affine": "none: real images, affine augmentation",
         "real, not augmented": "none: real images as they are",
     }
     for kind, text in (
+        (control, control),
         ("Gaussians", "Gaussians"),
         ("diffusion", "diffusion"),
         ("diffusion, augmented", "diffusion, augmented too"),
     ):
         names |= {f"{kind}, {share}": f"{text}, {share}" for share in shares}
-    names["further real digits, 0.5"] = "419 further real digits with their labels, 0.5"
+    names["further real digits, 0.5"] = f"{further} further real digits with their labels, 0.5"
+
+    def row(arm: str, text: str) -> list[str]:
+        gains = [
+            interval(summary[arm].get(f"robust, gain over {other}"))
+            for other in ("real, affine", *(f"{x}, {arm.rpartition(', ')[2]}" for x in others))
+        ]
+        accuracies = [percent(summary[arm][key]["values"]) for key in ("clean", "robust")]
+        return [text, *accuracies, *gains]
+
+    others = ["Gaussians", *([control] if any(arm.startswith(control) for arm in summary) else [])]
     return table(
         [
             "share of each batch",
@@ -1077,18 +1088,9 @@ def robust(file: str, shares: Sequence[float]) -> Lines:
             "robust, %",
             "gain over real images alone",
             "gain over the same share of Gaussians",
-        ],
-        [
-            [
-                text,
-                percent(summary[arm]["clean"]["values"]),
-                percent(summary[arm]["robust"]["values"]),
-                gain(summary[arm], "real, affine"),
-                gain(summary[arm], f"Gaussians, {arm.rpartition(', ')[2]}"),
-            ]
-            for arm, text in names.items()
-            if arm in summary
-        ],
+            "gain over the same share of those real images",
+        ][: 4 + len(others)],
+        [row(arm, text) for arm, text in names.items() if arm in summary],
     )
 
 
@@ -1097,13 +1099,7 @@ def denoise_once() -> Lines:
     summary = read("denoise_once")["summary"]
 
     def gain(arm: str, other: str) -> str:
-        row = summary[arm].get(f"corrupted, gain over {other}")
-        if row is None:
-            return ""
-        middle, error, low, high = (
-            100 * row[key] for key in ("mean", "standard_error", "low", "high")
-        )
-        return f"{middle:+.1f} ± {error:.1f} ({low:+.1f} to {high:+.1f})"
+        return interval(summary[arm].get(f"corrupted, gain over {other}"))
 
     return table(
         [
@@ -1130,12 +1126,12 @@ def denoise_once() -> Lines:
 
 @block
 def robust_digits() -> Lines:
-    return robust("robust_digits", [0.3, 0.5, 0.7])
+    return robust("robust_digits", [0.3, 0.5, 0.7], "419")
 
 
 @block
 def robust_no_average() -> Lines:
-    return robust("robust_digits_no_average", [0.5])
+    return robust("robust_digits_no_average", [0.5], "419")
 
 
 @block
