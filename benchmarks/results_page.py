@@ -1511,6 +1511,24 @@ def cpu_paths() -> Lines:
 
 
 @block
+def cpu_compiled() -> Lines:
+    parts = read("cpu_paths")["parts"]
+    return table(
+        ["job", "time of a step", "first step", "steps until it pays"],
+        [
+            [
+                name.removesuffix(", compiled"),
+                f"{part['ways']['compiled']['processor_ratio']['median']:.2f}",
+                f"{part['ways']['first step']['processor_seconds']:.0f} s",
+                number(part["ways"]["steps until it pays"] or float("inf")),
+            ]
+            for name, part in parts.items()
+            if "compiled" in part["ways"]
+        ],
+    )
+
+
+@block
 def stacked_seeds() -> Lines:
     return table(
         ["classifier", "most that stacking can gain"],
