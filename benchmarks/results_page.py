@@ -1056,6 +1056,35 @@ def interval(row: Mapping[str, Any] | None) -> str:
     return f"{middle:+.1f} ± {error:.1f} ({low:+.1f} to {high:+.1f})"
 
 
+@block
+def few_steps() -> Lines:
+    content = read("few_steps")
+    rows, samplers = content["summary"], {"ddim": "DDIM", "dpmsolver++": "DPM-Solver++"}
+    (slow,) = (row for row in rows if row["evaluations"] == 50)
+    seeds = content["settings"]["seeds"]
+    return [
+        *table(
+            ["network", "sampler", "evaluations", "Fréchet distance", "images a second"],
+            [
+                [
+                    row["network"],
+                    samplers.get(row["scheduler"], row["scheduler"]),
+                    str(row["evaluations"]),
+                    spread(row["frechet"], 0) if seeds[1:] else f"{row['mean']:.0f}",
+                    f"{row['images_per_second'] / slow['images_per_second']:.1f} times",
+                ]
+                for row in rows
+            ],
+        ),
+        "",
+        f"{'One seed' if not seeds[1:] else f'{len(seeds)} seeds'}, "
+        f"{content['settings']['images']:,} images each, in the space `"
+        f"{content['settings']['features']}` (levels of gray). Two halves of the "
+        f"{content['real_images']:,} real images have a distance of "
+        f"{content['real_to_real']:.0f}. Times are those of DDIM with 50 steps.",
+    ]
+
+
 def robust(file: str, shares: Sequence[float], further: str) -> Lines:
     summary = read(file)["summary"]
     control = "the same real digits, not augmented"
