@@ -160,7 +160,7 @@ def test_masks_of_the_sources_are_exported_and_forgotten_with_the_images(
     assert not any(name.startswith(f"{gone:08d}") for name in names)
 
 
-def test_masks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_masks_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8), np.uint8))
     real = LabeledImages(pixels, [0, 1], CLASSES)
     keys = np.array([digest(image) for image in pixels], np.uint64)
@@ -186,6 +186,12 @@ def test_masks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     refused(DataError, "Mask 0 is float64", zeros.astype(float))
     refused(DataError, "Mask 0 has values from -1 to -1", zeros - 1)
     refused(MismatchError, "have other pixels", zeros, of=other)
+    with monkeypatch.context() as patch:
+        patch.setattr(SynthCache, "image_shape", (3, 16, 16))
+        refused(MismatchError, r"have the shape \(3, 16, 16\), and those of `real` \(3, 8", zeros)
+    with monkeypatch.context() as patch:
+        patch.setattr(Plan, "at", lambda *_: np.array([-1, -1]))
+        refused(DataError, "None of 2 rows of .* was made from a real image", zeros)
     cache.write([0, 1], pixels.roll(3, dims=2))
     refused(DataError, "None of 2 rows of .* by 0.8. Draw variants of less strength", zeros)
 
@@ -407,12 +413,25 @@ def test_tombstones_are_kept_once_and_name_only_images_that_were_there(tmp_path:
         with pytest.raises(CacheError, match=r"tombstones of .*c\.h5 are damaged"):
             merge([path], tmp_path / "m.h5")
         path.write_bytes(whole)
+    assert not (tmp_path / "m.h5").exists()  # it would serve what was forgotten
     with h5py.File(path, "r+") as file:
         file["tombstones"][0] = 0
     with pytest.raises(CacheError, match=r"tombstones of .*c\.h5 are damaged"):
         SynthCache(path).withdraw([], forgotten=[5])
+    with h5py.File(path, "r+") as file:  # a gap as a power failure leaves it, before complements
+        file["tombstones"][40:] = 0
+        behind = file["tombstones"][1:7]
+    gap = SynthCache(path)
+    assert gap.tombstones.tolist() == behind.tolist()
+    gap.withdraw([], forgotten=[5])
+    assert SynthCache(path).tombstones.tolist() == [*behind, 5]
     path.write_bytes(whole)
     cache.withdraw([], forgotten=np.arange(1, 70))
+    whole = path.read_bytes()
+    with h5py.File(path, "r+") as file:
+        file["tombstones"][3] = 0
+    assert len(SynthCache(path).tombstones) == 2 + 5 + 69 - 1
+    path.write_bytes(whole)
     with pytest.warns(UserWarning, match="has room for 4 of 58 tombstones"):
         cache.withdraw([], forgotten=np.arange(70, 130))
     assert len(SynthCache(path).tombstones) == 80

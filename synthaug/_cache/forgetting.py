@@ -129,8 +129,9 @@ def _forget_in_cache(cache: SynthCache, keys: Unsigned, found: Forgotten) -> Non
     if cache.url is not None and len(rows):
         found.beyond.append(
             f"{cache.url} is in a store, where nothing is erased; {len(rows):,} of its rows were "
-            "made from these images. Forget in the file that was uploaded, upload it again, and "
-            f"delete the copies on every machine that opened it, here {cache.path}."
+            "made from these images. Forget in the file that was uploaded, or in a copy of it, put "
+            "it there again with `synthaug.caches.upload(..., overwrite=True)`, and delete the "
+            f"copies on every machine that opened it, here {cache.path}."
         )
         return
     if not cache.writable and len(rows):

@@ -14,7 +14,7 @@ from synthaug._images.edges import edge_agreement
 from synthaug._images.source import ImageSource
 from synthaug._support.arguments import check_within
 from synthaug._types import Indices
-from synthaug.errors import DataError
+from synthaug.errors import DataError, MismatchError
 
 logger = logging.getLogger("synthaug")
 
@@ -70,13 +70,23 @@ class SourceMasks:
         """The rows that keep the outlines of their source, int64, ascending; tells of the others.
 
         Raises:
-            MismatchError: The cache was made from other images.
-            DataError: No row has a source whose outlines it keeps.
+            MismatchError: The cache was made from other images, or has images of another shape.
+            DataError: No row has a source, or one whose outlines it keeps.
         """
         check_sources(cache, self._given)
+        if cache.image_shape != self._images.image_shape:
+            raise MismatchError(
+                f"Images of {cache.path} have the shape {cache.image_shape}, and those of `real` "
+                f"{self._images.image_shape}. Masks are for variants of the shape of their sources."
+            )
         fits = np.zeros(len(rows), bool)
         sources = cache.plan.at("source", rows)
         with_source = np.flatnonzero(sources >= 0)
+        if not len(with_source):
+            raise DataError(
+                f"None of {len(rows):,} rows of {cache.path} was made from a real image, so they "
+                "have no masks. Leave `masks` out, or draw variants of real images."
+            )
         for places in blocks(with_source, cache.image_shape):
             real = self._images.pixels(sources[places])
             fits[places] = edge_agreement(real, cache.read(rows[places])) >= self._least

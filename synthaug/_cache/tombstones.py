@@ -48,7 +48,10 @@ def seals(keys: Unsigned, places: int) -> Unsigned:
 
 
 def read_tombstones(path: Path, places: int, read: Callable[[int, int], Unsigned]) -> Unsigned:
-    """Reads the keys before the first zero, and compares them with their complements.
+    """Reads the keys, and compares those before the first zero with their complements.
+
+    A gap has no complements either: a power failure came while keys were written, or the list is
+    damaged and has no room for complements. What stands behind it is known all the same.
 
     Args:
         path: For the message.
@@ -60,18 +63,17 @@ def read_tombstones(path: Path, places: int, read: Callable[[int, int], Unsigned
     """
     before: Unsigned | None = None
     while True:
-        keys = np.empty(0, np.uint64)
-        while len(keys) < places:
+        keys = behind = np.empty(0, np.uint64)
+        while len(keys) < places and not len(behind):
             piece = read(len(keys), min(_PIECE, places - len(keys)))
-            whole = bool(piece.all())
-            keys = np.append(keys, piece if whole else piece[: int(np.argmin(piece != 0))])
-            if not whole:
-                break
+            end = len(piece) if piece.all() else int(np.argmin(piece != 0))
+            keys, behind = np.append(keys, piece[:end]), piece[end:]
         if 2 * len(keys) >= places:
-            return keys
+            return np.append(keys, behind[behind != 0])
         last = read(places - len(keys) - 1, len(keys) + 1)
         if not last[0] and ((last[1:] == 0) | (last[1:] == ~keys[::-1])).all():
-            return keys
+            behind = behind[: places - 2 * len(keys)]
+            return np.append(keys, behind[behind != 0])
         if before is not None and np.array_equal(keys, before):  # nobody is writing them just now
             raise CacheError(
                 f"The tombstones of {path} are damaged: what was forgotten there could come back. "

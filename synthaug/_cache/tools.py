@@ -57,6 +57,8 @@ def merge_rows(
     stored = _encoding_for(caches, encoding)
     for cache in caches[1:]:
         _check_mergeable(first, cache, stored)
+    for cache in caches:
+        _ = cache.tombstones  # damaged ones are refused before a row that they name is copied
     plan = Plan.joined([cache.plan for cache in caches])
     _check_distinct(caches, plan)
     manifest = {k: v for k, v in first.manifest.items() if k not in _OWN}

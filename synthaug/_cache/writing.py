@@ -133,8 +133,8 @@ class Writer:
         old, sealed = seals(stored, total), seals(keys, total)
         if len(old) > len(sealed):  # no room for complements any more
             self._put(fd, "tombstones", np.arange(total - len(old), total), 0, fsync="batch")
-        places = np.arange(len(stored), len(keys))
-        self._put(fd, "tombstones", places, keys[len(stored) :], fsync="batch")
+        # All of them: where a power failure left a gap, the keys behind it move up.
+        self._put(fd, "tombstones", np.arange(len(keys)), keys, fsync="batch")
         self._put(fd, "tombstones", np.arange(total - len(sealed), total), sealed, fsync="batch")
 
     def _put(
