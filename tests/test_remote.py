@@ -4,6 +4,7 @@ import errno
 import os
 import pickle
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from boto3.s3.transfer import TransferConfig
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
+from torch import Tensor
 
-from synthaug import SynthCache, caches, generate
+from synthaug import Plan, SynthCache, caches, generate
 from synthaug._cache import remote
 from synthaug._support.files import check_folder, check_outputs
 from synthaug.errors import CacheError, MismatchError
@@ -108,6 +110,8 @@ def test_a_cache_is_drawn_into_a_store(
         fill(Noise(killed_at=5), url, batch_size=2)
     assert not fsspec.filesystem("memory").exists("/bucket/drawn.h5")
     (part,) = folder.glob("unfinished-*.h5")
+    with pytest.raises(MismatchError, match=rf"(?s){part} was made .* was drawn for {url} before"):
+        fill(Noise(), url, plan_of(seed=1))
 
     def gone(self: MemoryFileSystem, *_: Any, **__: Any) -> None:
         raise PermissionError("403")
@@ -159,6 +163,53 @@ def test_a_cache_is_drawn_into_a_store(
     monkeypatch.setattr(MemoryFileSystem, "put_file", asked_to_stop)
     with pytest.raises(KeyboardInterrupt, match="only the upload is left"):
         fill(Noise(), "memory://bucket/stopped.h5")
+
+
+def test_a_job_that_waited_for_the_same_url_draws_nothing(
+    stored: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    class Held(Noise):
+        def draw(self, rows: Plan) -> Tensor:
+            begun.set()
+            go.wait(10)
+            return super().draw(rows)
+
+    url, second = "memory://bucket/twice.h5", Noise()
+    jobs = [
+        threading.Thread(target=fill, args=(Held(), url)),
+        threading.Thread(target=fill, args=(second, url), kwargs={"wait": True}),
+    ]
+    jobs[0].start()
+    begun.wait(10)
+    jobs[1].start()
+    time.sleep(0.2)  # until it waits
+    go.set()
+    for job in jobs:
+        job.join()
+    assert second.drawn == []
+    assert SynthCache(url).done.all()
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    url = "memory://bucket/full.h5"
+    with monkeypatch.context() as patch:
+        patch.setattr(remote, "write_text", full)
+        with pytest.raises(CacheError, match=f"{url} is whole in the store.*left on device. Make"):
+            fill(Noise(), url)
+    again = Noise()
+    assert fill(again, url).done.all()
+    assert again.drawn == []
+
+    def absent(self: Path, *_: Any, **__: Any) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")  # as in /proc
+
+    monkeypatch.setenv("SYNTHAUG_REMOTE_DIR", str(tmp_path / "none"))
+    monkeypatch.setattr(Path, "mkdir", absent)
+    with pytest.raises(CacheError, match=r"Cannot create .*none.* Choose another folder"):
+        fill(Noise(), "memory://bucket/none.h5")
 
 
 def test_what_s3_holds_is_compared_by_its_own_sums(

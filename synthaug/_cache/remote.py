@@ -106,6 +106,12 @@ def upload(path: StrPath, url: str, *, overwrite: bool = False) -> None:
     _put(Path(path), url, overwrite)
 
 
+def unfinished(url: str) -> Path:
+    """Where a cache for a store is drawn; the file is there until it is whole in the store."""
+    copy = _place(url, None)
+    return copy.with_name(f"{_UNFINISHED}{copy.name}")
+
+
 def work_file(url: str) -> Path:
     """Returns the local file in which a cache for a store is drawn.
 
@@ -115,8 +121,7 @@ def work_file(url: str) -> Path:
     Raises:
         CacheError: The store does not answer, or its object is not what was drawn here for it.
     """
-    copy = _place(url, None)
-    part = copy.with_name(f"{_UNFINISHED}{copy.name}")
+    part = unfinished(url)
     store, name = _store(url)
     there = _object(store, name, url)
     if not part.exists():
@@ -135,7 +140,8 @@ def deliver(part: Path, url: str) -> None:
     """Uploads what was drawn in `work_file(url)`, which then is the local copy of the object.
 
     Raises:
-        CacheError: The store did not take it, or holds something else; the file stays.
+        CacheError: The store did not take it, or holds something else, and the file stays; or
+            the disk is full.
     """
     if is_copy(part):
         return
@@ -150,10 +156,16 @@ def deliver(part: Path, url: str) -> None:
             raise
         raise CacheError(f"{error} {kept}") from error
     copy = _place(url, None)
-    with claimed(copy, patience=math.inf):
-        _record_path(copy).unlink(missing_ok=True)
-        os.replace(part, copy)
-        _record(copy, url, there)
+    try:
+        with claimed(copy, patience=math.inf):
+            _record_path(copy).unlink(missing_ok=True)
+            os.replace(part, copy)
+            _record(copy, url, there)
+    except OSError as error:
+        raise CacheError(
+            f"{url} is whole in the store, but that cannot be noted in {copy.parent}: "
+            f"{error.strerror}. Make room there, and run the same again: nothing is drawn anew."
+        ) from error
     logger.info("%s: uploaded and compared; the local copy is %s", url, copy)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from synthaug._cache import State, SynthCache
 from synthaug._cache.encodings import Encoding
 from synthaug._cache.files import filling, parts_folder
-from synthaug._cache.remote import deliver, is_copy, work_file
+from synthaug._cache.remote import deliver, is_copy, unfinished, work_file
 from synthaug._cache.synthesizer import Declared, Synthesizer, as_recorded
 from synthaug._cluster import RayEngine, Share
 from synthaug._generate.actors import draw_on_ray, pack
@@ -98,11 +98,13 @@ def generate(
         Encoding.parse(encoding)
     share = _share(engine, shard)
     check_plan(synthesizer, plan)
-    place = path if not is_remote(path) else _place_for(str(path), share)
+    place = unfinished(str(path)) if is_remote(path) else path
     with (
         filling(place, shared=share is not None, wait=wait),
         kept_at_stop(lambda: _drawn_rows(place, len(plan))),
     ):
+        if is_remote(path):  # only now: another job may have put it there while we waited
+            place = _place_for(str(path), share)
         try:
             cache = _filled(
                 synthesizer,
@@ -120,7 +122,9 @@ def generate(
                 },
             )
         except MismatchError as error:
-            raise MismatchError(str(error).replace(str(place), str(path))) from error
+            if place == path or is_copy(Path(place)):
+                raise MismatchError(str(error).replace(str(place), str(path))) from error
+            raise MismatchError(f"{error} It holds what was drawn for {path} before.") from error
         if place == path:
             return cache
         del cache  # some systems move no file that is mapped

@@ -73,6 +73,9 @@ def _take(lock: Path, shared: bool) -> int | None:
     while fd == _NO_LOCK:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # some systems call it a missing file: to try again does not help
+            return _without_lock(lock, shared, error)
+        try:
             # To write: network file systems lock only then.
             fd = os.open(lock, os.O_RDWR | os.O_CREAT | system.OURS | system.NO_LINK, 0o666)
             system.lock(fd, shared=shared, wait=False)
