@@ -83,8 +83,8 @@ class ContentCredentials:
         return self._signed(png, title, made_from, self._quick)
 
     def check(self) -> None:
-        """Signs an image of one pixel and compares the certificate; a DataError says why it
-        cannot."""
+        """Signs an image of one pixel and compares the signature with the certificate; a DataError
+        if images could not be signed."""
         pixel = io.BytesIO()
         Image.new("L", (1, 1)).save(pixel, format="PNG")
         self._signed(pixel.getvalue(), "check.png", {}, self._careful)

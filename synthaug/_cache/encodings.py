@@ -130,8 +130,8 @@ class Encoding:
         return pixels
 
     def decode_into(self, data: Bytes, image: Bytes) -> None:
-        """Decodes a file, uint8 (n,), into an image of its encoding, uint8 (C, H, W), or raises an
-        UndecodableError."""
+        """Decodes a file, uint8 (n,), into an image, uint8 (C, H, W); an UndecodableError if it is
+        none of this encoding and shape."""
         channels, height, width = image.shape
         header, decode, stored_channels = _FORMATS[self.kind]
         try:
@@ -227,7 +227,8 @@ def _file_of_one(kind: str) -> bytes:
 
 @cache
 def check_installed(encoding: Encoding) -> None:
-    """Refuses an encoding that Pillow was built without with an ImportError that names it."""
+    """Refuses an encoding that Pillow was built without, where every row would look damaged, with
+    an ImportError that names it."""
     if not encoding.raw:
         try:
             file = _file_of_one(encoding.kind)

@@ -38,7 +38,8 @@ class _Header(NamedTuple):
 
 
 def length_of(fd: int, header_address: int) -> int:
-    """How many bytes the data set has whose header is there; an OSError if it cannot be read."""
+    """How many bytes the data set has whose header is there; an OSError if the header is damaged
+    or cannot be read."""
     return _header(fd, header_address).length
 
 

@@ -123,8 +123,8 @@ class Variants:
         return np.array([self._agreements[row] for row in rows.tolist()]) >= self.min_edge_agreement
 
     def check_size(self, image: Any) -> None:
-        """Refuses an image of another size than the variants with a MismatchError that names
-        both."""
+        """Refuses an image of another size than the variants, which none can be exchanged for, with
+        a MismatchError that names both."""
         size = size_of(image)
         if size != self.cache.image_shape[1:]:
             raise self._other_size(size)

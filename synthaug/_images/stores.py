@@ -66,7 +66,8 @@ class Conform:
 
     @classmethod
     def to(cls, image_shape: tuple[int, ...]) -> "Conform":
-        """Returns the conversion of images to a shape (C, H, W); another shape is a ValueError."""
+        """Returns the conversion of images to a shape (C, H, W); a ValueError if images cannot have
+        it."""
         if len(image_shape) != 3 or image_shape[0] not in (1, 3) or min(image_shape) < 1:
             raise ValueError(f"`image_shape` must be (C, H, W) with C 1 or 3, got {image_shape}.")
         return cls((image_shape[1], image_shape[2]), image_shape[0], upright=True)

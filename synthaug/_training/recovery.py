@@ -85,7 +85,8 @@ def _beside(folder: Path, what: str) -> Path:
 
 
 def _check_digests(folder: Path) -> None:
-    """Refuses a folder with a ValueError that names a file that changed, is missing or is new."""
+    """Compares every file with its digest; a ValueError names one that changed, is missing or was
+    not there."""
     digests: Any = parse_json(read_text(folder / _DIGESTS))
     for name in sorted({*digests, *(path.name for path in folder.iterdir())} - {_DIGESTS}):
         if not (folder / name).is_file() or digests.get(name) != file_digest(folder / name):

@@ -26,7 +26,8 @@ _NEIGHBORS = 8
 
 
 def check_folds(labels: Labels, classes: Sequence[str], folds: int) -> None:
-    """Refuses classes with too few images for the folds with a DataError that says what to do."""
+    """Refuses classes with too few images for the folds with a DataError that names one, and what
+    to do."""
     check_whole(1, folds=folds)
     for c, n in enumerate(np.bincount(labels, minlength=len(classes)).tolist()):
         left = n if folds == 1 else n - -(-n // folds)
