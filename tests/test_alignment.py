@@ -126,6 +126,14 @@ def test_an_exact_copy_of_little_contrast_is_all_but_at_distance_0() -> None:
     assert distance.max() < 0.03
 
 
+def test_structure_of_a_single_gray_level_is_seen() -> None:
+    rough = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), np.uint8))
+    train = 201 - (rough > 250).to(torch.uint8)
+    distance, _ = aligned(train, train, [[i, (i + 1) % 8] for i in range(8)])
+    assert (distance[:, 0] < 0.05).all()
+    assert (distance[:, 1] > 0.9).all()
+
+
 def test_a_little_blur_is_hardly_seen_beside_other_differences() -> None:
     rough = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 1, 32, 32), np.uint8))
     blurred = F.avg_pool2d(F.pad(rough.float(), (1, 1, 1, 1), mode="replicate"), 3, 1)

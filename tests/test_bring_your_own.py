@@ -103,6 +103,16 @@ def test_images_made_elsewhere_are_audited_and_their_copies_are_not_served(digit
     other = caches.import_images(theirs.subset(range(101)), tmp_path / "other.h5")
     with pytest.raises(MismatchError, match="The report is about a data set, and not about this"):
         synthaug.MixedDataset(train, other, audit=report, fraction=1.0)
+    turned = np.arange(len(cache))[::-1]  # has the same settings, and others at the same rows
+    other = synthaug.SynthCache.create(
+        tmp_path / "turned.h5",
+        cache.plan[turned],
+        image_shape=cache.image_shape,
+        manifest=cache.manifest,
+    )
+    other.write(range(len(cache)), cache.read(turned))
+    with pytest.raises(MismatchError, match="The report is about a data set, and not about this"):
+        synthaug.MixedDataset(train, other, audit=report, fraction=1.0)
     mixed = synthaug.MixedDataset(train, cache, audit=report, fraction=1.0)
     served = set()
     for epoch in range(3):

@@ -1,6 +1,7 @@
 """Students that draw in a few steps: what they are taught, what they draw, what they refuse."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +14,15 @@ from synthaug import ClassConditional, SamplerConfig, TrainingConfig
 from synthaug._cache.citations import papers
 from synthaug.errors import CheckpointError, MismatchError
 from synthaug.samplers import Trajectory, sample
-from synthaug.synthesizers import DiffusionModel, DistillationConfig, LossGrid, streams
+from synthaug.synthesizers import (
+    DiffusionModel,
+    DistillationConfig,
+    LossGrid,
+    LowDensity,
+    streams,
+)
 from synthaug.synthesizers.class_conditional._distillation import DistillJob
+from synthaug.transforms import DenoiseOnce
 from tests.checkpoints import cosine_config, tiny_unet
 from tests.command_line import fail, succeed
 from tests.tiny.class_conditional import Real, tiny
@@ -66,18 +74,58 @@ def test_a_perfect_student_of_gaussians_draws_what_their_flow_of_probability_doe
     assert t[-1] > 300  # the last step is not shorter than the others
     factors = (target / x).flatten(1)
     torch.testing.assert_close(factors, factors.mean(1, keepdim=True).expand_as(factors))
-    student = Obedient(dict(zip(t.tolist(), factors.mean(1).tolist(), strict=True)))
+    drawn, noise = obeyed(job, t, factors.mean(1))
+    torch.testing.assert_close(drawn, STD * noise, atol=2e-2, rtol=0)
+
+
+def obeyed(job: DistillJob, t: torch.Tensor, factors: torch.Tensor) -> tuple[Any, Any]:
+    """What the sampler makes of noise with a student that multiplies by these factors."""
     seeds = np.arange(2, dtype=np.uint64)
     drawn = sample(
-        student,
+        Obedient(dict(zip(t.tolist(), factors.tolist(), strict=True))),
         job.student.scheduler(job.sampler),
         None,
-        Trajectory(num_inference_steps=evaluations),
+        Trajectory(num_inference_steps=len(t)),
         shape=(1, 8, 8),
         generators=streams(seeds),
     )
-    noise = torch.stack([torch.randn(1, 8, 8, generator=g) for g in streams(seeds)])
-    torch.testing.assert_close(drawn, STD * noise, atol=2e-2, rtol=0)
+    return drawn, torch.stack([torch.randn(1, 8, 8, generator=g) for g in streams(seeds)])
+
+
+class LinearTeacher(DistillJob):
+    """A job whose teacher says 0.3 times what it sees."""
+
+    def _taught(self, x: Any, t: Any, condition: Any) -> Any:
+        return 0.3 * x
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+@pytest.mark.parametrize("evaluations", [3, 7])
+def test_a_student_arrives_exactly_where_its_teacher_does_whatever_its_number_of_steps(
+    prediction, evaluations
+):
+    """diffusers' DDIM steps by 333 of 1,000 timesteps, or 142: not to where its next step begins,
+    nor to the clean image."""
+    config = DistillationConfig(evaluations=evaluations, teacher_steps=1)
+    schedule = cosine_config(prediction_type=prediction)
+    job = LinearTeacher(tiny(scheduler_config=schedule).model, Real(), config)
+    x0, noise = torch.randn(2, evaluations, 1, 8, 8)
+    x, t, target = job.lesson(x0, noise, torch.arange(evaluations), None)
+    drawn, noise = obeyed(job, t, (target / x).flatten(1)[:, 0])
+    signals = job._scheduler.alphas_cumprod.double()
+    visited = [signals[-1], *signals[t - 1000 // evaluations][:-1], torch.tensor(1.0)]
+    factor = torch.tensor(1.0, dtype=torch.float64)
+    for signal, after in pairwise(visited):
+        (a, b), (c, d) = ((s.sqrt(), (1 - s).sqrt()) for s in (signal, after))
+        clean = 0.3 if prediction == "sample" else a - 0.3 * b
+        factor *= c * clean + d * (1 - a * clean) / b
+    torch.testing.assert_close(drawn, float(factor) * noise, atol=1e-5, rtol=1e-5)
+
+
+def test_a_student_of_a_flow_that_was_drawn_with_noise_is_deterministic():
+    config = {**FLOW, "stochastic_sampling": True}
+    job = DistillJob(tiny(scheduler_config=config).model, Real(), DistillationConfig())
+    assert not job.student.scheduler(job.sampler).config.stochastic_sampling
 
 
 def test_a_guided_teacher_teaches_its_guidance():
@@ -156,10 +204,13 @@ def test_a_student_draws_in_its_own_steps_only(runs, tmp_path):
     student = load(runs)
     with pytest.raises(ValueError, match=r"was distilled at the scale 2\.0, and keeps it"):
         student.plan(per_class=1, guidance_scale=3.0)
+    hardness: Any = None  # that of the teacher, perhaps
     one, label = torch.zeros(1, 1, 8, 8, dtype=torch.uint8), np.array([0])
     for misuse in (
         lambda: student.distill(Real(), tmp_path / "twice"),
         lambda: student.restoration_losses(one, label, LossGrid()),
+        lambda: LowDensity(base=student, hardness=hardness),
+        lambda: DenoiseOnce(student),
     ):
         with pytest.raises(CheckpointError, match="is a student that was distilled"):
             misuse()
@@ -185,6 +236,14 @@ def test_the_paper_is_cited_whatever_the_student_predicts():
     student = ClassConditional(model=job.student, sampler=job.sampler)
     made = SimpleNamespace(manifest={"recipe": student.recipe()}, plan=student.plan(per_class=1))
     assert "salimans2022progressive" in {paper.key for paper in papers(made)}
+
+
+def test_the_teacher_is_not_overwritten(runs):
+    message = fail(
+        2, "train", "digits", runs / "teacher", "--method", "distill", "--base", runs / "teacher",
+        "--steps", 1, "--device", "cpu",
+    )  # fmt: skip
+    assert "which holds a checkpoint that is not a student and would be overwritten" in message
 
 
 def test_images_of_other_classes_are_refused(tmp_path):

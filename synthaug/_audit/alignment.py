@@ -221,7 +221,8 @@ class Aligner:
             ]
             self._inverse_norms.update(zip(new, torch.cat(norms, 1), strict=True))
         kept = torch.stack([self._inverse_norms[row] for row in rows.tolist()])
-        if len(self._inverse_norms) * (kept[0].nbytes + pixels[0].nbytes) > _KEPT_BYTES:
+        compressed = pixels[0].nbytes if self._compresses else 0
+        if len(self._inverse_norms) * (kept[0].nbytes + compressed) > _KEPT_BYTES:
             self._inverse_norms.clear()
             self._compressed.clear()
         return images, kept
@@ -306,11 +307,12 @@ def _inverse_norms(images: Tensor, size: tuple[int, int]) -> Tensor:
     """1 / norm of every window of the images about its own mean; 0 for windows of one color."""
 
     def sums(values: Tensor) -> Tensor:
-        total = F.pad(values.double().cumsum(1).cumsum(2), (1, 0, 1, 0))
+        total = F.pad(values.cumsum(1).cumsum(2), (1, 0, 1, 0))
         h, w = size
         return total[:, h:, w:] - total[:, :-h, w:] - total[:, h:, :-w] + total[:, :-h, :-w]
 
-    count = images.shape[1] * size[0] * size[1]
+    # Squares in float32 would hide the structure of windows that are almost of one color.
+    images, count = images.double(), images.shape[1] * size[0] * size[1]
     squares = sums(images.square().sum(1)) - sums(images.sum(1)).square() / count
     norms = squares.clamp(min=0).sqrt().float()
     return torch.where(norms > _SMALLEST_NORM, 1 / norms.clamp(min=_SMALLEST_NORM), 0)

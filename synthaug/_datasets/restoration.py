@@ -52,8 +52,10 @@ class OneStep:
 
         Raises:
             ValueError: If the network always needs a class.
+            CheckpointError: For a student that was distilled.
         """
         model = synthesizer.model
+        model.training_scheduler()  # refuses a student, which knows few timesteps
         if model.num_conditions is not None and not model.unconditional_branch:
             raise ValueError(
                 "`synthesizer` always needs a class, which an image does not bring along. Train it "

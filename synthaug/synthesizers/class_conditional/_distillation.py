@@ -98,7 +98,9 @@ class DistillJob(fit_job.AbstractFitJob[nn.Module]):
         """Mean squared error of the prediction that leads, in one step, where the teacher arrives;
         the student's steps are stratified over the batch."""
         device = next(module.parameters()).device
-        self.teacher.network.to(device)
+        for part in (self.teacher.network, self.teacher.vae):
+            if part is not None:
+                part.to(device)
         step = fit_job.stratified(len(indices), self.config.evaluations)
         noise = sent(fit_job.batch_noise((len(indices), *self.teacher.latent_shape)), device)
         labels = self.real.labels[indices]
@@ -121,7 +123,7 @@ class DistillJob(fit_job.AbstractFitJob[nn.Module]):
             step: The student's step of each image, int64 (n,), counted from 0.
             condition: One condition per image.
         """
-        # Where the teacher's steps begin and end: a row for each, a column for each image.
+        # The rows of the grid as columns, one for each image.
         times, *levels = (sent(table[step].T, x0.device) for table in self._grid)
         signals, scales = (level.view(*level.shape, *[1] * (x0.ndim - 1)) for level in levels)
         image, spread = scales * signals.sqrt(), scales * (1 - signals).sqrt()
@@ -130,11 +132,11 @@ class DistillJob(fit_job.AbstractFitJob[nn.Module]):
             prediction = self._taught(x, times[k], condition)
             clean = denoised_estimate(prediction, x, signals[k], self.teacher.prediction_type)
             x = image[k + 1] * clean + spread[k + 1] / spread[k] * (x - image[k] * clean)
-        # The clean image for which one step from `start` arrives at x.
-        ratio = spread[-1] / spread[0]
-        clean = (x - ratio * start) / (image[-1] - ratio * image[0])
-        implied = (start - image[0] * clean) / spread[0]
-        return start, times[0], fit_job.denoising_target(self._scheduler, clean, implied, times[0])
+        # The clean image for which one step of the student's sampler from `start` arrives at x.
+        ratio, t = spread[-1] / spread[-2], times[-2]
+        clean = (x - ratio * start) / (image[-1] - ratio * image[-2])
+        implied = (start - image[-2] * clean) / spread[-2]
+        return start, t, fit_job.denoising_target(self._scheduler, clean, implied, t)
 
     def _taught(self, x: Images, t: Tensor, condition: Any) -> Images:
         """The teacher's prediction, guided if it is to be."""
@@ -151,24 +153,34 @@ def _student_scheduler(teacher: DiffusionModel) -> dict[str, Any]:
     noise to the image in which nothing is clipped, since a lesson could not be inverted then."""
     scheduler = make_scheduler("ddim", teacher.scheduler_config)
     config = {**scheduler.config, "_class_name": type(scheduler).__name__}
-    if teacher.prediction_type != "flow":
-        config |= {"clip_sample": False, "thresholding": False}
-        config |= {"timestep_spacing": "trailing", "set_alpha_to_one": True}
-    return config
+    if teacher.prediction_type == "flow":
+        return {**config, "stochastic_sampling": False}
+    config |= {"clip_sample": False, "thresholding": False}
+    return {**config, "timestep_spacing": "trailing", "set_alpha_to_one": True}
 
 
 def _grid(scheduler: Any, config: DistillationConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the teacher's steps begin and end, in a row for each step of the student.
+    """Where steps begin and end, in a row for each step of the student.
+
+    Of the teacher all places, and then of the student's sampler the two that it takes itself to be
+    at. They are the same for a flow. diffusers' DDIM steps by a whole number of timesteps, which
+    may end a little before the next timestep, and before the clean image: the teacher goes on
+    from where that step ends, and to the clean image.
 
     Returns:
-        Timesteps, signals and scales as in `samplers.Step`, (evaluations, teacher_steps + 1).
+        Timesteps, signals and scales as in `samplers.Step`, (evaluations, teacher_steps + 3).
     """
     set_timesteps(scheduler, config.evaluations)
     flow, trained = steps_flow(scheduler), scheduler.config.num_train_timesteps
     starts = scheduler.timesteps.double().cpu()
-    ends = torch.cat([starts[1:], torch.tensor([0.0 if flow else -1.0], dtype=torch.float64)])
+    ends = nn.functional.pad(starts[1:], (0, 1), value=0.0)
+    if not flow:
+        ends = (starts - trained // config.evaluations).clamp(min=-1)
+    first = torch.cat([starts[:1], ends[:-1]])
+    last = nn.functional.pad(ends[:-1], (0, 1), value=0.0 if flow else -1.0)
     way = torch.from_numpy(np.linspace(0, 1, config.teacher_steps + 1))
-    times = torch.lerp(starts[:, None], ends[:, None], way)
+    places = torch.lerp(first[:, None], last[:, None], way)
+    times = torch.cat([places, torch.stack([starts, ends], 1)], 1)
     if flow:
         noise, image = times / trained, 1 - times / trained
         scales = torch.hypot(noise, image)

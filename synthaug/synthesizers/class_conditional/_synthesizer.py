@@ -23,6 +23,7 @@ from synthaug._plan import Plan
 from synthaug._support.devices import sent
 from synthaug._support.precision import Precision
 from synthaug._support.torch_state import full_precision
+from synthaug._training import checkpoints
 from synthaug._training.checkpoints import loading
 from synthaug._training.loop import TrainingResult
 from synthaug._training.network_config import LabeledConfig
@@ -367,11 +368,19 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
 
         Raises:
             MismatchError: For images that do not fit the teacher.
-            ValueError: For a setting out of range, or guidance that the teacher cannot follow.
+            ValueError: For a setting out of range, guidance that the teacher cannot follow, or a
+                directory with a checkpoint that is not a student.
             DivergedError: If loss or weights stop being finite.
             CheckpointError: For a teacher that predicts the noise, or is a student itself; if a
                 checkpoint cannot be read or written.
         """
+        out = Path(output_dir)
+        taken = any((out / name).exists() for name in ("model_index.json", "synthaug.json"))
+        if taken and not checkpoints.read_record(out).get("distilled"):  # the teacher, perhaps
+            raise ValueError(
+                f"`output_dir` is {out}, which holds a checkpoint that is not a student and "
+                "would be overwritten. Choose another directory."
+            )
         job = DistillJob(self.model, real, distillation or DistillationConfig())
         return job.fit(
             output_dir,

@@ -478,4 +478,5 @@ def _check_base(base: Any) -> None:
             f"`base` is a {type(base).__name__}, whose sampler cannot be steered. Use a "
             "ClassConditional or DiffusionInversion."
         )
+    base.model.training_scheduler()  # refuses a student, whose steps are too long to be pushed
     check_pushable(base.model.scheduler(base.sampler))
