@@ -122,3 +122,7 @@ def test_images_made_elsewhere_are_audited_and_their_copies_are_not_served(digit
     given = {image.numpy().tobytes() for image in theirs.read(range(len(theirs)))}
     assert len(served) > 90
     assert served <= given - copies
+    report.withdraw_from(cache)
+    again = synthaug.audit(cache, train, holdout=holdout, progress=False)
+    assert len(report.withheld) >= 2
+    assert "could not be ranked" not in " ".join(again.reasons), "the scores are those of the cache"

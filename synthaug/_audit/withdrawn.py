@@ -38,7 +38,7 @@ def _basis(
 ) -> dict[str, JSON]:
     """Returns the settings, weights and version that the scores depend on."""
     basis = {name: settings[name] for name in _BASIS}
-    return {**basis, "weights": identity.get("weights"), "synthaug": made_by.get("synthaug")}
+    return {**basis, "weights": identity.get("weights", {}), "synthaug": made_by.get("synthaug")}
 
 
 @dataclass(frozen=True, kw_only=True)
