@@ -1333,7 +1333,7 @@ def test_features_that_copy_nothing_pass() -> None:
     T, H = vectors(200, 1), vectors(300, 2)
     report = quiet(torch.from_numpy(vectors(120, 3)), T, holdout=H)
     assert report.verdict == "pass"
-    with pytest.raises(ValueError, match="no images"):
+    with pytest.raises(ValueError, match="holds features already"):
         quiet(vectors(9, 3), T, features="pixels")
 
 
