@@ -46,11 +46,8 @@ _CHUNK_VALUES = 4_000_000
 
 
 def checked_features(features: Any, name: str, dtype: type[np.floating[Any]] = np.float32) -> Array:
-    """Features as a contiguous array (n, d) of one dtype.
-
-    Raises:
-        ValueError: For another shape, another kind of numbers, or a value that is not finite.
-    """
+    """Features as a contiguous array (n, d) of one dtype; a ValueError for another shape, another
+    kind of numbers, or a value that is not finite."""
     array = np.asarray(features)
     if array.ndim != 2 or 0 in array.shape or not np.issubdtype(array.dtype, np.floating):
         raise ValueError(

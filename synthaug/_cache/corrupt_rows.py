@@ -27,11 +27,8 @@ def corrupt(reader: Reader, rows: Indices) -> CacheError:
 
 
 def redrawn(cache: OpenedCache, synthesizer: Synthesizer, rows: Indices) -> torch.Tensor:
-    """The images of some rows, drawn anew, (n, C, H, W) in [-1, 1].
-
-    Raises:
-        CacheError: The synthesizer returned something else.
-    """
+    """The images of some rows, drawn anew, (n, C, H, W) in [-1, 1]; a CacheError if the synthesizer
+    returned something else."""
     images = synthesizer.draw(cache.plan[rows])
     if tuple(images.shape) != (len(rows), *cache.image_shape) or not images.isfinite().all():
         raise CacheError(
@@ -57,11 +54,8 @@ class Substitutes:
         return np.array([self._row_for.get(row, row) for row in rows.tolist()], np.int64)
 
     def find(self, cache: OpenedCache, reader: Reader, bad: Indices) -> None:
-        """Finds a substitute for each corrupt row, and warns.
-
-        Raises:
-            CacheError: No row of the same class is intact.
-        """
+        """Finds a substitute for each corrupt row, and warns; a CacheError if no row of the class
+        is intact."""
         for row in bad.tolist():
             if row in self._row_for:
                 continue

@@ -65,11 +65,8 @@ class Encoding:
 
     @classmethod
     def chosen(cls, text: str | None, image_shape: Sequence[int]) -> "Encoding":
-        """The encoding that is asked for, or the usual one for images (C, H, W).
-
-        Raises:
-            ValueError: `text` is no encoding, or one that cannot hold such images.
-        """
+        """The encoding that is asked for, or the usual one for images (C, H, W). A ValueError if
+        `text` is none, or one that cannot hold such images."""
         if text is None:
             _, height, width = image_shape
             fits = max(height, width) <= _MAX_WEBP_SIDE and height * width <= _MAX_PIXELS
@@ -119,11 +116,8 @@ class Encoding:
         return buffer.getvalue()
 
     def decoded(self, files: Iterable[bytes], shape: Sequence[int]) -> Bytes:
-        """Images of files, uint8 (n, C, H, W).
-
-        Raises:
-            UndecodableError: A file is not an image of this encoding and shape (C, H, W).
-        """
+        """Images of files, uint8 (n, C, H, W); an UndecodableError if a file is not of this
+        encoding and shape."""
         data = [np.frombuffer(bytearray(file), np.uint8) for file in files]
         pixels = np.empty((len(data), *shape), np.uint8)
         on_threads(lambda item: self.decode_into(*item), zip(data, pixels, strict=True))

@@ -234,11 +234,8 @@ class RayOptions:
     num_gpus: float | None = None
 
     def engine(self, name: str, load: Callable[[], Any] | None = None) -> Any:
-        """The engine of that name; `load` makes the synthesizer in an actor.
-
-        Raises:
-            ValueError: For options of Ray with another engine.
-        """
+        """The engine of that name; `load` makes the synthesizer in an actor. Options of Ray with
+        another engine are a ValueError."""
         from synthaug._cluster import RayEngine
 
         given = {option: value for option, value in vars(self).items() if value is not None}

@@ -32,11 +32,8 @@ class Share:
 
     @classmethod
     def of_this_rank(cls) -> "Share":
-        """From RANK and WORLD_SIZE, which torchrun and `accelerate launch` set.
-
-        Raises:
-            ValueError: If they are not set, or contradict each other.
-        """
+        """From RANK and WORLD_SIZE, which torchrun and `accelerate launch` set; a ValueError if
+        they are not set, or contradict each other."""
         rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
         if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
             raise ValueError(

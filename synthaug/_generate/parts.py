@@ -90,11 +90,8 @@ def lay_out(part: Part, whole: SynthCache) -> None:
 
 
 def left(part: Part, whole: SynthCache) -> Indices:
-    """Rows of a part that are still to be drawn, counted from its start, int64, ascending.
-
-    Raises:
-        MismatchError: The file that is there belongs to another plan or recipe.
-    """
+    """Rows of a part that are still to be drawn, counted from its start, int64, ascending. A file
+    of another plan or recipe is a MismatchError."""
     pending = whole.state_of(slice(part.start, part.stop)) == State.PENDING
     if pending.any() and part.path.exists():
         try:

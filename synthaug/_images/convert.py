@@ -197,11 +197,8 @@ def wrapped(image: Tensor, example: Tensor) -> Tensor:
 
 
 def label_like(label: int, example: Any) -> Any:
-    """A class index in the type of `example`: int, numpy integer, or integer tensor without axes.
-
-    Raises:
-        TypeError: If `example` is none of these.
-    """
+    """A class index in the type of `example`: int, numpy integer, or integer tensor without axes;
+    another type is a TypeError."""
     if isinstance(example, bool | np.bool_):
         raise TypeError(f"Labels must be class indices, got {example!r}.")
     if isinstance(example, int):
@@ -233,9 +230,6 @@ def probabilities_like(values: NDArray[np.floating[Any]], example: Any) -> Any:
 
 
 def label_of(label: Any) -> Any:
-    """A label of an item as an int, or as an array of class probabilities, float (K,).
-
-    Raises:
-        TypeError: If it is neither a class index nor a vector of class probabilities.
-    """
+    """A label of an item as an int, or as an array of class probabilities, float (K,); anything
+    else is a TypeError."""
     return np.asarray(label) if is_probabilities(label) else operator.index(label)

@@ -24,11 +24,8 @@ def field(item: Any, name: str) -> Any:
 
 
 def field_key(item: Any, name: str) -> Any:
-    """Where an item of a data set has its "image" or its "label": a position, or a key.
-
-    Raises:
-        TypeError: If the item is neither a tuple, a list nor a dict, or has no such key.
-    """
+    """Where an item of a data set has its "image" or its "label": a position, or a key. A TypeError
+    if the item is neither a tuple, a list nor a dict, or has no such key."""
     if isinstance(item, dict):
         return key_among(item, name)
     if isinstance(item, tuple | list) and len(item) >= 2:
@@ -95,11 +92,7 @@ class Fields:
     @classmethod
     def of(cls, item: Any) -> "Fields":
         """The fields of (image, label, ...), or of a dict with "image" (or "img", "pixel_values",
-        "images") and "label" (or "labels", "target", "targets").
-
-        Raises:
-            TypeError: For any other item.
-        """
+        "images") and "label" (or "labels", "target", "targets"); any other item is a TypeError."""
         try:
             return cls(field_key(item, "image"), field_key(item, "label"))
         except TypeError as error:

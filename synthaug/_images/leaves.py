@@ -230,11 +230,8 @@ def numbered_classes(labels: ArrayLike, where: str) -> tuple[str, ...]:
 
 
 def class_names(leaf: Any, key: Any = None) -> tuple[str, ...] | None:
-    """The class names of a data set, by the field of its labels; `None` if it does not know them.
-
-    Raises:
-        DataError: If its `classes` and `class_to_idx` disagree.
-    """
+    """The class names of a data set, by the field of its labels; `None` if it does not know them, a
+    DataError if its `classes` and `class_to_idx` disagree."""
     if is_table(leaf):
         names = getattr(leaf.features[_column(leaf, key)], "names", None)
     else:

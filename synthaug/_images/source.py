@@ -136,11 +136,8 @@ class ImageSource:
         return labels
 
     def class_indices(self) -> Labels:
-        """`labels` of any kind of items; of class probabilities the most probable class.
-
-        Raises:
-            DataError: For vectors that are no class probabilities, such as those of several labels.
-        """
+        """`labels` of any kind of items; of class probabilities the most probable class. Vectors
+        that are none, such as those of several labels, are a DataError."""
         if self.has_weights:
             return self.labels  # vectors need not sum to 1
         example = self.dataset[0]
@@ -185,11 +182,7 @@ class ImageSource:
         return self._fields.label if isinstance(self._fields, Fields) else None
 
     def relabeled(self, labels: ArrayLike) -> "ImageSource":
-        """The same images with other labels, int (N,).
-
-        Raises:
-            ValueError: If there is not one label for every image.
-        """
+        """The same images with other labels, int (N,); another number of them is a ValueError."""
         values = whole_numbers(labels, "labels")
         if values.shape != (len(self),):
             raise ValueError(f"Got {len(values)} `labels` for {len(self)} real images.")
@@ -202,11 +195,7 @@ class ImageSource:
         return rows_by_class(np.arange(len(self)), self.labels, num_classes)
 
     def named_classes(self) -> tuple[str, ...]:
-        """The class names, which must be known.
-
-        Raises:
-            ValueError: If they are not.
-        """
+        """The class names; a ValueError if they are not known."""
         if self.classes is None:
             raise ValueError(f"{self.name} does not name its classes.")
         return self.classes
@@ -215,11 +204,8 @@ class ImageSource:
 
     @cached_property
     def image_shape(self) -> ImageShape:
-        """(C, H, W) of the images, that of the first one if the data set does not say.
-
-        Raises:
-            ValueError: If there is none.
-        """
+        """(C, H, W) of the images, that of the first one if the data set does not say; a ValueError
+        if there is none."""
         shape = getattr(self.leaves[0], "image_shape", None) if len(self.leaves) == 1 else None
         if shape is None and len(self) == 0:
             raise ValueError(f"{self.name} is empty: there is no image to gather.")

@@ -166,11 +166,8 @@ def _equal_before(of_class: Labels, keys: Unsigned) -> tuple[Integers, Integers]
 
 
 def _values_in_turn(name: str, value: float | Sequence[float]) -> Array:
-    """The values of a parameter, (n,), which rows use in turn.
-
-    Raises:
-        ValueError: There are none, one is not finite, or the name is taken.
-    """
+    """The values of a parameter, (n,), which rows use in turn; a ValueError if there are none, one
+    is not finite, or the name is taken."""
     if name in REQUIRED:
         raise ValueError(f"Parameter {name!r} has the name of a column that every plan has.")
     values = np.atleast_1d(np.asarray(value))

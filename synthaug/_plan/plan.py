@@ -336,11 +336,8 @@ def _hashable(piece: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def _kept(columns: Mapping[str, Array], num_classes: int) -> dict[str, Array]:
-    """Copies of the columns of a plan, in order, that cannot be changed.
-
-    Raises:
-        ValueError: They differ in length, or hold what no plan may hold.
-    """
+    """Copies of the columns of a plan, in order, that cannot be changed; a ValueError if they
+    differ in length, or hold what no plan may hold."""
     kept = {}
     for name in canonical_order(columns):
         column = np.asarray(columns[name])

@@ -63,10 +63,7 @@ class ShrinkingBatches:
 
     def run(self, count: int, work: Callable[[slice], object]) -> None:
         """Does `work` for `count` rows; if it runs out of memory it must have changed nothing.
-
-        Raises:
-            Exception: Any error that `work` raised, if memory does not hold one row.
-        """
+        Raises what `work` raised, if memory does not hold one row."""
         start = 0
         while start < count:
             rows = slice(start, min(start + self.size, count))

@@ -133,11 +133,8 @@ def read_at(fd: int, buffer: memoryview, offset: int) -> int:
 
 
 def allocate(fd: int, size: int, *, start: int = 0) -> bool:
-    """Claims bytes of disk for a file, from a place on; false where that cannot be asked for.
-
-    Raises:
-        OSError: The disk is full, or the file system refuses it.
-    """
+    """Claims bytes of disk for a file, from a place on; false where that cannot be asked for, an
+    OSError if the disk is full or the file system refuses it."""
     if "posix_fallocate" not in vars(os):
         return False
     os.posix_fallocate(fd, start, size)

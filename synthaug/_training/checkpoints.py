@@ -279,11 +279,8 @@ def restore(folder: Path) -> None:
 
 @contextmanager
 def writing(path: Path, remedy: str) -> Iterator[None]:
-    """Names the file and the free space if a disk is full or not writable.
-
-    Raises:
-        CheckpointError: For any error of the file system.
-    """
+    """Turns any error of the file system into a CheckpointError that names the file and the free
+    space."""
     from safetensors import SafetensorError
 
     try:

@@ -281,11 +281,8 @@ class _Run:
             )
 
     def take_steps(self, shown: Any, request: StopRequest) -> None:
-        """Takes all steps that are left, with losses and checkpoints; `shown` is the bar.
-
-        Raises:
-            KeyboardInterrupt: If another process of the run was asked to stop, after a checkpoint.
-        """
+        """Takes all steps that are left, with losses and checkpoints; `shown` is the bar. A
+        KeyboardInterrupt, after a checkpoint, if another process of the run was asked to stop."""
         state, config = self.state, self.config
         trained = state.trained
         started, first_step = time.monotonic(), state.step

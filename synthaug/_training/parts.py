@@ -73,11 +73,8 @@ look for kernels, adapters and weights where some settings say."""
 
 
 def read_index(path: Path) -> dict[str, Any]:
-    """Reads the `model_index.json` of a checkpoint.
-
-    Raises:
-        CheckpointError: If it cannot be read, or names a pipeline of its own.
-    """
+    """Reads the `model_index.json` of a checkpoint; a CheckpointError if it cannot be read, or
+    names a pipeline of its own."""
     index = code_free_json(path / "model_index.json")
     if not isinstance(index.get("_class_name", ""), str):  # [module, class], a file of its own
         raise CheckpointError(

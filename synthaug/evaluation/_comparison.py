@@ -16,11 +16,8 @@ _CHUNK = 4096
 
 
 def common_classes(sources: Mapping[str, ImageSource]) -> tuple[str, ...]:
-    """The class names of the first set that has any, which must be those of all others that do.
-
-    Raises:
-        MismatchError: If two sets have other classes. Their order may differ: `labels_in`.
-    """
+    """The class names of the first set that has any; a MismatchError if another one has others.
+    Their order may differ: `labels_in`."""
     names = same_classes({name: source.classes for name, source in sources.items()})
     if names is not None:
         return names

@@ -81,11 +81,8 @@ class YourClassifier:
     def __call__(
         self, arms: Mapping[str, Arm], test: Any, *, seeds: int, baseline: str
     ) -> EvaluationReport:
-        """Returns the runs of the seeds 0, 1, ...; a seed that failed is missing.
-
-        Raises:
-            DataError: If fewer than two seeds of an arm succeeded.
-        """
+        """Returns the runs of the seeds 0, 1, ...; a seed that failed is missing, and fewer than
+        two seeds of an arm are a DataError."""
         datasets = {name: arm.dataset for name, arm in arms.items()}
         inputs = Inputs.open(datasets, test, None, torch.device("cpu"))
         check_overlap({name: images.contents for name, images in inputs.sets.items()}, allow=False)

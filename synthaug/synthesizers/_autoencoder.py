@@ -12,12 +12,8 @@ from synthaug._types import Images, ImageShape
 
 
 def latent_shape(vae: Any, image_shape: ImageShape, patch: int = 1) -> ImageShape:
-    """(C, H, W) of the latents of an image, which a transformer divides into patches of that side.
-
-    Raises:
-        ValueError: If the autoencoder cannot halve the image size often enough, or the latents have
-            a part of a patch.
-    """
+    """(C, H, W) of the latents of an image, which a transformer divides into patches of that side;
+    a ValueError if the size does not divide."""
     factor = downsampling(vae)
     _, height, width = image_shape
     if height % (factor * patch) or width % (factor * patch):

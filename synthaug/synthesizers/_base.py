@@ -346,12 +346,8 @@ class AbstractSynthesizer(abc.ABC):
 def _weighted(
     sources: RowSources | None, weights: ArrayLike, counts: Labels, classes: Sequence[str]
 ) -> RowSources:
-    """The real images of every class as often as their weights say, in turn.
-
-    Raises:
-        ValueError: Without real images, for weights that do not fit them, or a class of which all
-            have weight 0.
-    """
+    """The real images of every class as often as their weights say, in turn; a ValueError without
+    real images, for weights that do not fit them, or a class of which all have weight 0."""
     if sources is None:
         raise ValueError(
             "`source_weights` are weights of real images to start from, and these rows start from "

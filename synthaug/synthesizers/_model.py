@@ -149,12 +149,8 @@ class DiffusionModel:
                 )
 
     def check_complete(self) -> None:
-        """Refuses a network that needs more than noise, a timestep and a condition.
-
-        Raises:
-            CheckpointError: For a stage of a cascade, a network that edits images, or one that is
-                told more than a class or a prompt.
-        """
+        """Refuses a network that needs more than noise, a timestep and a condition with a
+        CheckpointError: a stage of a cascade, one that edits images, or one that is told more."""
         config, denoiser = self.denoiser.config, self.denoiser
         given, said = denoiser.in_channels, denoiser.out_channels
         latents = self.vae is not None
@@ -227,11 +223,8 @@ class DiffusionModel:
         ]
 
     def check_guidance(self, scales: ArrayLike) -> None:
-        """Refuses guidance scales that this model cannot follow.
-
-        Raises:
-            ValueError: For a scale other than 1 without classes or unconditional branch.
-        """
+        """Refuses guidance scales other than 1 without classes or unconditional branch with a
+        ValueError."""
         raise_problems(self.guidance_problems(scales))
 
     def conditions(self, labels: Tensor) -> Any:
@@ -256,11 +249,8 @@ class DiffusionModel:
         return conditions.attending(tokens) if isinstance(conditions, Prompted) else tokens
 
     def known_conditions(self, labels: Labels) -> Any:
-        """`conditions` of classes int64 (n,), and of -1, an unknown class, the null condition.
-
-        Raises:
-            ValueError: For an unknown class, if the null condition was not trained.
-        """
+        """`conditions` of classes int64 (n,), and of -1, an unknown class, the null condition; a
+        ValueError if that was not trained."""
         unknown = labels < 0
         if unknown.any() and self.num_conditions is not None and not self.unconditional_branch:
             raise ValueError(

@@ -79,11 +79,8 @@ def _picture(image: Pixels, *, masked: bool) -> Image.Image:
 
 
 def image_to_image(pipeline: Any, images: Mapping[str, str]) -> Any:
-    """The pipeline with the same parts that takes images, as diffusers pairs them.
-
-    Raises:
-        TypeError: If there is none, or it does not take an argument of `images`.
-    """
+    """The pipeline with the same parts that takes images, as diffusers pairs them; a TypeError if
+    there is none, or it does not take an argument of `images`."""
     from diffusers import AutoPipelineForImage2Image
 
     name = type(pipeline).__name__

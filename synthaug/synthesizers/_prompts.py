@@ -72,12 +72,8 @@ class PromptTable:
         return {"texts": len(self.texts), "digest": digest}
 
     def numbers(self, labels: Any, column: Any) -> Any:
-        """The number of the text of every row, int64 (n,); `column` is the plan's, if it has one.
-
-        Raises:
-            ValueError: If the table has several texts for a class and the plan no column, or a
-                number is not of the row's class.
-        """
+        """The number of the text of every row, int64 (n,); `column` is the plan's. A ValueError if
+        it is missing where a class has several texts, or a number is not of the row's class."""
         starts, counts = np.array(self.starts)[labels], np.array(self.counts)[labels]
         if column is None:
             if (counts > 1).any():
@@ -213,11 +209,8 @@ def _listed(texts: Any, name: str) -> list[str]:
 
 
 def _places(template: str, attributes: Mapping[str, Sequence[str]], name: str) -> set[str]:
-    """The places of a template, "" for the class name.
-
-    Raises:
-        ValueError: If it has another place than "" and the attributes, or a single brace.
-    """
+    """The places of a template, "" for the class name; a ValueError for other places than "" and
+    the attributes, or a single brace."""
     places: set[str] = set()
     try:
         for _, place, form, conversion in string.Formatter().parse(template):

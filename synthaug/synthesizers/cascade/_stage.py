@@ -143,12 +143,8 @@ class CascadeStage:
         return known[: self.max_noise_level + 1]
 
     def check_levels(self, levels: Sequence[float]) -> None:
-        """Refuses noise levels that the network was not trained with.
-
-        Raises:
-            ValueError: For a level that is not a whole number in the trained range, or any but 0
-                if the network takes none.
-        """
+        """Refuses noise levels outside the trained range, and any but 0 if the network takes none,
+        with a ValueError."""
         highest = self.max_noise_level or 0
         for level in levels:
             if not (0 <= level <= highest and float(level).is_integer()):
