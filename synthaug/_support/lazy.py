@@ -11,12 +11,14 @@ def lazy_names(package: str, file: str) -> tuple[Callable[[str], Any], Callable[
 
     Args:
         package: Its `__name__`.
-        file: Its `__file__`. Every `from HOME import NAME as NAME` of its `if TYPE_CHECKING:`
-            is a name of the package, and is written there only.
+        file: Its `__file__`. Whatever is imported in its `if TYPE_CHECKING:` is a name of the
+            package.
     """
     with open(file, encoding="utf-8") as source:
-        imported = re.findall(r"^    from (\S+) import \(?\s*(\w+) as", source.read(), re.MULTILINE)
-    homes = {name: home for home, name in imported}
+        imports = re.findall(
+            r"^    from (\S+) import \(?([\w,\s]+?)\)?$", source.read(), re.MULTILINE
+        )
+    homes = {name: home for home, names in imports for name in re.findall(r"\w+", names)}
 
     def get(name: str) -> Any:
         if name not in homes:

@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING
 from synthaug._support.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from synthaug.improvement._config import ImproveConfig as ImproveConfig
-    from synthaug.improvement._gains import Gain as Gain
-    from synthaug.improvement._recipes import Recipe as Recipe
-    from synthaug.improvement._report import Candidate as Candidate
-    from synthaug.improvement._report import ImproveReport as ImproveReport
-    from synthaug.improvement._report import Round as Round
-    from synthaug.improvement._run import improve as improve
+    from synthaug.improvement._config import ImproveConfig
+    from synthaug.improvement._gains import Gain
+    from synthaug.improvement._recipes import Recipe
+    from synthaug.improvement._report import Candidate, ImproveReport, Round
+    from synthaug.improvement._run import improve
 
 __all__ = ["Candidate", "Gain", "ImproveConfig", "ImproveReport", "Recipe", "Round", "improve"]
 

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 from synthaug._support.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from synthaug.sweeps._config import SweepConfig as SweepConfig
-    from synthaug.sweeps._report import SweepReport as SweepReport
-    from synthaug.sweeps._report import SweepRow as SweepRow
-    from synthaug.sweeps._run import sweep as sweep
-    from synthaug.sweeps._settings import default_grid as default_grid
+    from synthaug.sweeps._config import SweepConfig
+    from synthaug.sweeps._report import SweepReport, SweepRow
+    from synthaug.sweeps._run import sweep
+    from synthaug.sweeps._settings import default_grid
 
 __all__ = ["SweepConfig", "SweepReport", "SweepRow", "default_grid", "sweep"]
 
