@@ -3,7 +3,6 @@
 import logging
 import time
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from synthaug._cli.arguments import names, next_line, spoken_of, verdicts
@@ -358,7 +357,6 @@ def evaluate_labels(
         config=classifiers,
     )
     check = replace(check, settings={**check.settings, "command": call.line})
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
     check.to_json(f"{out}.json")
     return Result(
         record={

@@ -160,7 +160,6 @@ class YourClassifier:
             validation_curve=[],
             correct="".join(map(str, hits.astype(int).tolist())),
         )
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_text(path, encode(run, indent=1))
         return run
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -58,55 +58,42 @@ class Recipe:
 
 
 @final
+@dataclass(frozen=True, eq=False)
 class RecipeImages:
     """The synthetic images of one recipe, drawn round by round."""
 
-    def __init__(
-        self,
-        name: str,
-        recipe: Recipe | None,
-        real: ImageSource,
-        holdout: Any,
-        folder: Path,
-        config: ImproveConfig,
-        progress: bool = False,
-    ) -> None:
-        self.name = name
-        self.target = "random"
-        """What is drawn and kept, of `config.targets`."""
-        self.real, self._holdout = real, holdout
-        self.folder, self._config, self._progress = folder, config, progress
-        self.given = recipe
-        """`None`: a generator is to be trained."""
-        self._base: RecipeImages | None = None
+    name: str
+    given: Recipe | None
+    """`None`: a generator is to be trained."""
+    real: ImageSource
+    holdout: Any
+    folder: Path
+    config: ImproveConfig
+    progress: bool = False
+    target: str = "random"
+    """What is drawn and kept, of `config.targets`."""
+    base: "RecipeImages | None" = None
+    """The same recipe with random images, whose generator is trained once."""
 
     def targeting(self, target: str) -> "RecipeImages":
         """The same recipe, of which other images are drawn or kept."""
-        other = RecipeImages(
-            f"{self.name}, {_TITLES[target]}",
-            self.given,
-            self.real,
-            self._holdout,
-            self.folder.with_name(f"{self.folder.name}-{target}"),
-            self._config,
-            self._progress,
-        )
-        other.target, other._base = target, self
-        return other
+        folder = self.folder.with_name(f"{self.folder.name}-{target}")
+        name = f"{self.name}, {_TITLES[target]}"
+        return replace(self, name=name, folder=folder, target=target, base=self)
 
     @cached_property
     def recipe(self) -> Recipe:
         """The recipe; a generator that is to be trained is trained now."""
-        if self._base is not None:
-            return self._base.recipe
+        if self.base is not None:
+            return self.base.recipe
         if self.given is not None:
             return self.given
         synthesizer, _ = ClassConditional.fit(
             self.real.dataset,
             self.folder / "generator",
-            channels=self._config.channels,
-            config=self._config.generator,
-            progress=self._progress,
+            channels=self.config.channels,
+            config=self.config.generator,
+            progress=self.progress,
         )
         return Recipe(synthesizer.with_settings(**SAMPLER.record()))
 
@@ -126,7 +113,7 @@ class RecipeImages:
         path = self.folder / f"rounds-{len(parts)}.h5"
         whole = SynthCache(path) if path.exists() else None
         if whole is None or (whole.state == State.PENDING).any():
-            whole = merge_rows([part.path for part in parts], path, progress=self._progress)
+            whole = merge_rows([part.path for part in parts], path, progress=self.progress)
         # What an earlier audit withheld is not served because a later one has more rows to judge.
         before = self.cache(counts[:-1])
         whole.withdraw(np.flatnonzero(~self.audited(before).passed))
@@ -135,11 +122,10 @@ class RecipeImages:
     def _round(self, number: int, counts: Mapping[str, int]) -> SynthCache:
         recipe = self.recipe
         plan: Plan = recipe.source.plan(
-            counts=dict(counts), seed=self._config.seed + number, **recipe.parameters
+            counts=dict(counts), seed=self.config.seed + number, **recipe.parameters
         )
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"round-{number + 1}.h5"
-        return generate(recipe.source, plan, path, progress=self._progress)
+        return generate(recipe.source, plan, path, progress=self.progress)
 
     def audit_path(self, cache: SynthCache) -> Path:
         """Where the audit of a cache is kept."""
@@ -153,12 +139,11 @@ class RecipeImages:
         report = audit(
             cache,
             self.real.dataset,
-            holdout=self._holdout,
+            holdout=self.holdout,
             deduplicate=True,
-            seed=self._config.seed,
-            progress=self._progress,
+            seed=self.config.seed,
+            progress=self.progress,
         )
-        self.folder.mkdir(parents=True, exist_ok=True)
         report.to_json(path)
         report.to_html(path.with_suffix(".html"))
         return report
@@ -197,9 +182,9 @@ class RecipeImages:
                     self.real.dataset,
                     keep=1 / _OVERDRAWN if rules else 1.0,
                     rules=rules,
-                    config=self._config.classifiers,
-                    seed=self._config.seed,
-                    progress=self._progress,
+                    config=self.config.classifiers,
+                    seed=self.config.seed,
+                    progress=self.progress,
                 )
             except DataError as error:
                 logger.warning("%s The rules are made fewer.", error)
@@ -239,14 +224,13 @@ class RecipeImages:
                 hard = difficulty(
                     self.real.dataset,
                     runs=1,
-                    config=self._config.classifiers,
-                    seed=self._config.seed,
-                    progress=self._progress,
+                    config=self.config.classifiers,
+                    seed=self.config.seed,
+                    progress=self.progress,
                 )
             except DataError as error:
                 logger.warning("%s Classes are drawn in their proportions.", error)
                 return {}
-            self.folder.mkdir(parents=True, exist_ok=True)
             hard.to_json(path)
             hard.to_html(path.with_suffix(".html"))
         labels = hard.labels
@@ -277,7 +261,7 @@ class RecipeImages:
         return self.real.named_classes()
 
     def _counts(self, weights: Any) -> dict[str, int]:
-        total = max(1, round(self._config.images_per_round * len(self.real))) * self.overdrawn
+        total = max(1, round(self.config.images_per_round * len(self.real))) * self.overdrawn
         exact = total * np.asarray(weights, np.float64) / np.sum(weights)
         counts = largest_remainders(exact, total)
         return {name: int(n) for name, n in zip(self._classes, counts, strict=True) if n}

@@ -114,14 +114,9 @@ def _pools(
         }
     pools: dict[str, RecipeImages] = {}
     for number, (name, recipe) in enumerate(given.items()):
+        place = folder / f"recipe-{number + 1}"
         pool = RecipeImages(
-            name,
-            recipe,
-            splits.train,
-            splits.validation.dataset,
-            folder / f"recipe-{number + 1}",
-            config,
-            progress,
+            name, recipe, splits.train, splits.validation.dataset, place, config, progress
         )
         for target in _targets(pool, config):
             one = pool if target == "random" else pool.targeting(target)
@@ -212,7 +207,6 @@ class Search:
         }
         path = self.folder / "search.json"
         key = settings_digest(binding)
-        self.folder.mkdir(parents=True, exist_ok=True)
         if path.exists():
             if read_kept(dict[str, Any], path).get("key") != key:
                 raise MismatchError(

@@ -295,7 +295,6 @@ class _Work:
     def cache(self, trial: Trial) -> SynthCache:
         """The images of a setting; those that are not there yet are drawn."""
         path = self.folder / "settings" / f"{trial.stem}.h5"
-        path.parent.mkdir(parents=True, exist_ok=True)
         logger.info("%s", path.stem)
         size, shown = self.config.batch_size, self.progress
         return generate(trial.synthesizer, trial.plan, path, batch_size=size, progress=shown)
