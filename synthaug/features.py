@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from synthaug._cluster import RayEngine
 from synthaug._plan import canonical_json
-from synthaug._support import arguments, reading, torch_state
+from synthaug._support import arguments, extras, reading, torch_state
 from synthaug._support.digests import file_digest, tensor_digest
 from synthaug._support.files import whole_file
 from synthaug._support.progress import bar
@@ -378,15 +378,9 @@ def _torchvision(name: str, pretrained: bool, device: str | torch.device) -> Tor
 
 
 def _timm(name: str, pretrained: bool, device: str | torch.device) -> TorchModule:
-    try:
-        import timm
-        from timm.data.config import resolve_model_data_config
-    except ImportError:
-        raise ImportError(
-            f"Features 'timm:{name}' need timm. Install it with `pip install 'synthaug[timm]'`."
-        ) from None
-    if not known_to_timm(name):
-        raise ValueError(f"timm has no model {name!r}. See `timm.list_models()`.")
+    timm = timm_with(name, f"Features 'timm:{name}' need timm")
+    from timm.data.config import resolve_model_data_config
+
     network = timm.create_model(name, pretrained=pretrained, num_classes=0)
     config = resolve_model_data_config(network)
     size, mean, std = config["input_size"][1:], *map(torch.tensor, (config["mean"], config["std"]))
@@ -400,14 +394,20 @@ def _timm(name: str, pretrained: bool, device: str | torch.device) -> TorchModul
     return TorchModule(network, name=f"timm {name}", preprocess=preprocess, device=device)
 
 
-def known_to_timm(name: str) -> bool:
-    """Whether a name is that of one of timm's own models, perhaps with the tag of its weights.
+def timm_with(name: str, needs: str) -> Any:
+    """The library timm, which has a model of that name, perhaps with the tag of its weights.
 
     timm would take others for folders or for repositories of the hub, whose configs choose freely.
-    """
-    import timm
 
-    return bool(re.fullmatch(r"\w+(\.[\w-]+)?", name)) and timm.is_model(name.split(".")[0])
+    Raises:
+        ImportError: If it is missing; the message begins with `needs`.
+        ValueError: If it has no such model of its own.
+    """
+    with extras.from_extra("timm", needs, "timm"):
+        import timm
+    if not re.fullmatch(r"\w+(\.[\w-]+)?", name) or not timm.is_model(name.split(".")[0]):
+        raise ValueError(f"timm has no model {name!r}. See `timm.list_models()`.")
+    return timm
 
 
 def _three_channels(pixels: Tensor) -> Tensor:

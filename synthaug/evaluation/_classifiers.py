@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from synthaug._support.arguments import check_whole
-from synthaug._support.extras import from_extra
 from synthaug._support.torch_state import lasting_tensors
 from synthaug._training.classifier_config import Builder
 from synthaug._types import ImageShape
-from synthaug.features import known_to_timm
+from synthaug.features import timm_with
 
 _SMALL_IMAGE = 64
 """Below this size torchvision's ResNets get a stem that does not reduce the image."""
@@ -194,10 +193,7 @@ def _torchvision(name: str, num_classes: int, image_shape: ImageShape) -> nn.Mod
 
 
 def _timm(name: str, num_classes: int, image_shape: ImageShape) -> nn.Module:
-    with from_extra("timm", f"`model` 'timm:{name}' needs timm", "timm"):
-        import timm
-    if not known_to_timm(name):
-        raise ValueError(f"timm has no model {name!r}. See `timm.list_models()`.")
+    timm = timm_with(name, f"`model` 'timm:{name}' needs timm")
     options = {"pretrained": False, "num_classes": num_classes, "in_chans": image_shape[0]}
     try:
         network: nn.Module = timm.create_model(name, img_size=image_shape[1:], **options)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from synthaug._printable import shortened
+from synthaug._support.extras import from_extra
 from synthaug._support.reading import parse_json
 from synthaug._training import checkpoints
 from synthaug.denoisers import Denoiser
@@ -32,12 +33,8 @@ _DOWN, _UP, _ALPHA = ".lora_A.weight", ".lora_B.weight", ".alpha"
 
 def peft_library() -> Any:
     """The library peft, or an ImportError that names the extra that installs it."""
-    try:
+    with from_extra("peft", "Low-rank adapters need peft", "lora"):
         import peft
-    except ImportError:
-        raise ImportError(
-            "Low-rank adapters need peft. Install it with `pip install 'synthaug[lora]'`."
-        ) from None
     return peft
 
 
