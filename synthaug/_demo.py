@@ -188,11 +188,7 @@ class Steps:
 
     def guess_labels(self, half: LabeledImages, split: Split) -> tuple[LabeledImages, float]:
         """Names the pool's images that classifiers trained on the labeled ones are sure about.
-
-        Returns:
-            The images with believed guesses for labels, and the share of these that is right, which
-            only the report looks at.
-        """
+        Returns these images, and the share of right names, which only the report looks at."""
         labeled, pool = half.subset(split.labeled), half.read(split.pool)
         probabilities = class_probabilities(labeled, pool, **self.classifiers)
         guess, largest = probabilities.argmax(axis=1), probabilities.max(axis=1)

@@ -109,12 +109,8 @@ def counter_rng(seed: int, *counters: int) -> np.random.Generator:
 
 
 def checked_seed(seed: Any) -> int:
-    """A seed as `counter_rng` takes it.
-
-    Raises:
-        TypeError: For anything but a whole number; `None` is not "another one each time" here.
-        ValueError: For a negative one.
-    """
+    """A seed as `counter_rng` takes it. A negative one is a ValueError, anything but a whole number
+    a TypeError: `None` is not "another one each time" here."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
         raise TypeError(f"`seed` is {seed!r}, expected a whole number.")
     check_not_negative(seed=int(seed))

@@ -82,12 +82,8 @@ def merge_rows(
 
 
 def _encoding_for(caches: Sequence[SynthCache], encoding: str | None) -> Encoding:
-    """The encoding of a merged cache.
-
-    Raises:
-        MismatchError: The caches have several, and none was chosen.
-        ValueError: Images would lose detail twice.
-    """
+    """The encoding of a merged cache: several without a choice are a MismatchError, a second loss
+    of detail a ValueError."""
     first = caches[0]
     for other in caches[1:]:
         if encoding is None and other.encoding != first.encoding:

@@ -136,11 +136,8 @@ def _add_commands(parser: Parser, functions: Mapping[str, Any]) -> Any:
 
 
 def choose(words: Sequence[str]) -> tuple[str, Any, list[str]]:
-    """Finds the command of a command line; ends the process if there is none.
-
-    Returns:
-        Its name, its function, and the words that are left, all options with dashes.
-    """
+    """Finds the command of a command line: its name, its function, and the words that are left, all
+    options with dashes. Ends the process if there is none."""
     spelled = [_dashed(word) for word in words]
     leading = list(takewhile(lambda word: word.startswith("-"), spelled))
     rest = spelled[len(leading) :]

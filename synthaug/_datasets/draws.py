@@ -213,12 +213,8 @@ class _ByWeight(Draw):
 
 
 def bound_draw(draw: Any, synthetic: SyntheticImages, rows: Indices) -> Draw:
-    """The rule of drawing for some rows of a cache.
-
-    Raises:
-        TypeError: For something that is none.
-        ValueError: For scores or weights that do not fit the cache.
-    """
+    """The rule of drawing for some rows of a cache; a TypeError for no rule, a ValueError for
+    scores or weights that do not fit."""
     if draw is None:
         return _Decks(shuffled)
     remedy = (

@@ -169,12 +169,8 @@ def _check_rows(name: str, values: Array, synthetic: SyntheticImages) -> None:
 
 
 def scores_of(source: Scores, synthetic: SyntheticImages, rows: Indices) -> Doubles:
-    """The scores of some rows, float64 (n,).
-
-    Raises:
-        ValueError: For another number of rows, or a row without a score.
-        MismatchError: For a report about another cache.
-    """
+    """The scores of some rows, float64 (n,); a ValueError if one is missing, a MismatchError for a
+    report about another cache."""
     if isinstance(source, Scored):
         check_identity(synthetic, source, f"The report of {named(source)}")
         source = source.row_scores

@@ -141,11 +141,8 @@ class MixedDataset(AbstractEpochDataset):
     def _lay_out(
         self, name: str, share: Any, filters: Sequence[Any], draw: Any, weights: Any
     ) -> tuple[Indices, Doubles | None]:
-        """Decides which rows can be drawn, how often, and in the place of what.
-
-        Returns:
-            The rows that filters and weights leave, int64 (n,), and the weight of every row.
-        """
+        """Decides which rows can be drawn, how often, and in the place of what: the rows that
+        filters and weights leave, int64 (n,), and the weight of every row."""
         labels, classes = self._items.labels, self.classes
         rows, self._filters = filtered(self.synthetic, np.flatnonzero(self.served.mask), filters)
         if weights is not None:

@@ -63,12 +63,8 @@ def open_cold(value: Any) -> Any:
 
 
 def open_one_step(value: Any) -> Any:
-    """One diffuse-and-denoise step of a `ClassConditional`; one given by path is on the CPU.
-
-    Raises:
-        TypeError: For anything else.
-        ValueError: For a network that always needs a class.
-    """
+    """One diffuse-and-denoise step of a `ClassConditional`; one given by path is on the CPU. A
+    network that needs a class is a ValueError, anything else a TypeError."""
     from synthaug._datasets.restoration import OneStep
     from synthaug.synthesizers import ClassConditional
 

@@ -29,11 +29,7 @@ _WHOLE_BATCHES = 2
 
 def pack(synthesizer: Synthesizer, engine: RayEngine) -> bytes:
     """Returns the bytes that carry a synthesizer to an actor: `engine.load`, or itself, pickled.
-
-    Raises:
-        ImportError: Ray is not installed.
-        ValueError: It cannot be pickled.
-    """
+    Without Ray an ImportError, and a ValueError if it cannot be pickled."""
     name = type(synthesizer).__name__
     remedy = (
         "Say how an actor makes its own, for example with "

@@ -67,12 +67,8 @@ def parts_of(path: Path, rows: int) -> list[Part]:
 
 
 def lay_out(part: Part, whole: SynthCache) -> None:
-    """Makes the file of a part, or checks that the one that is there belongs to the whole.
-
-    Raises:
-        MismatchError: It belongs to another plan or recipe.
-        CacheError: The disk cannot hold it.
-    """
+    """Makes the file of a part, or checks the one that is there: one of another plan or recipe is a
+    MismatchError, a full disk a CacheError."""
     if len(left(part, whole)) and not part.path.exists():
         recorded = {
             name: whole.manifest[name]
@@ -104,12 +100,8 @@ def left(part: Part, whole: SynthCache) -> Indices:
 
 
 def open_part(part: Part, whole: SynthCache) -> SynthCache:
-    """The file of a part.
-
-    Raises:
-        MismatchError: It belongs to another plan or recipe.
-        CacheError: It is missing or damaged.
-    """
+    """The file of a part; a MismatchError if it is of another plan or recipe, a CacheError if it is
+    missing or damaged."""
     cache = SynthCache(part.path)
     rows = whole.plan[part.start : part.stop]
     same = canonical_json(cache.manifest["recipe"]) == canonical_json(whole.manifest["recipe"])

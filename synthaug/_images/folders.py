@@ -161,11 +161,8 @@ def _is_leftover(name: str) -> bool:
 
 
 def _check_headers(paths: Sequence[str], asked: ImageRequest) -> tuple[list[int], ImageShape]:
-    """Opens every file without decoding it.
-
-    Returns:
-        Which files can be used, and the shape that all of them will have.
-    """
+    """Opens every file without decoding it; says which can be used, and the shape that all will
+    have."""
     conform = asked.conform
 
     unknown: list[str] = []  # files whose EXIF cannot be read

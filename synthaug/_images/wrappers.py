@@ -11,11 +11,8 @@ from synthaug._types import Indices
 
 
 def flattened(dataset: Any) -> tuple[list[Any], NDArray[np.int32], Indices]:
-    """The data sets below `Subset` and `ConcatDataset`, and where each item lies.
-
-    Returns:
-        The data sets; for every item the number of its data set; and its row there.
-    """
+    """The data sets below `Subset` and `ConcatDataset`, and for every item the number of its data
+    set and its row there."""
     if isinstance(dataset, Subset):
         leaves, leaf, row = flattened(dataset.dataset)
         chosen = _subset_rows(dataset)

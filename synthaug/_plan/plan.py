@@ -305,11 +305,8 @@ class Plan:
         return self.visited(lambda name, start, piece: None)
 
     def visited(self, visit: Callable[[str, int, Array], object]) -> str:
-        """The digest, after each column was handed to `visit`, a few rows at a time, in order.
-
-        Args:
-            visit: Takes the name of a column, the number of the first row, and the values.
-        """
+        """The digest, after each column was handed to `visit`, a few rows at a time, in order: with
+        its name, the number of the first row, and the values."""
         hashed = hashlib.blake2b(digest_size=16)
         hashed.update(canonical_json([list(self.classes), dict(self.settings)]).encode())
         for name in self.columns:  # their order is the same for equal plans

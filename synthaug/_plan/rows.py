@@ -173,12 +173,8 @@ class Joined(AbstractRows):
 
 
 def chosen_rows(index: Any, length: int) -> Selection:
-    """The rows that an index of numpy's kinds names: a slice, a mask, or numbers.
-
-    Raises:
-        TypeError, ValueError: It is none of these.
-        IndexError: It names a row that is not there.
-    """
+    """The rows that an index of numpy's kinds names: a slice, a mask, or numbers. Anything else is
+    a TypeError or ValueError, a row that is not there an IndexError."""
     if isinstance(index, slice):
         return range(length)[index]
     rows = row_numbers(index, length, "rows")

@@ -12,11 +12,8 @@ from synthaug._support.reading import open_regular
 
 
 def tensor_digest(tensors: Mapping[str, Any]) -> str:
-    """32 hexadecimal digits of blake2b over names, dtypes, shapes and bytes.
-
-    Args:
-        tensors: Such as a state dict; entries that are no tensors are passed over.
-    """
+    """32 hexadecimal digits of blake2b over names, dtypes, shapes and bytes of tensors, such as a
+    state dict; other entries are passed over."""
     hashed = hashlib.blake2b(digest_size=16)
     for name, value in sorted(tensors.items()):
         if isinstance(value, Tensor):

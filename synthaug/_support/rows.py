@@ -33,12 +33,9 @@ def row_numbers(rows: Any, count: int, name: str = "indices") -> Integers:
 
 
 def row_number(row: Any, count: int, name: str = "index") -> int:
-    """One row in [0, count), of a number that counts from the end if it is negative.
-
-    Raises:
-        TypeError: For anything but a whole number, such as a slice; `True` is none.
-        IndexError: For a row that there is not, which ends a `for` loop.
-    """
+    """One row in [0, count), of a number that counts from the end if it is negative. A row that
+    there is not is an IndexError, which ends a `for` loop; other types, and `True`, are a
+    TypeError."""
     # The usual kind comes first: to ask for a protocol takes longer than to read an image.
     if type(row) is not int and (
         isinstance(row, bool | np.bool_) or not isinstance(row, SupportsIndex)

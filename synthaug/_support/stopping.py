@@ -85,11 +85,8 @@ def nothing_kept(text: str) -> Iterator[None]:
 
 @contextmanager
 def kept_at_stop(describe: Callable[[], str]) -> Iterator[None]:
-    """Adds what is kept to a KeyboardInterrupt that leaves the block.
-
-    Args:
-        describe: Says it in a sentence, or returns "" if nothing is kept.
-    """
+    """Adds what is kept to a KeyboardInterrupt that leaves the block: `describe` says it in a
+    sentence, or returns "" for nothing."""
     try:
         yield
     except KeyboardInterrupt as stop:

@@ -61,12 +61,8 @@ def close(fd: int) -> None:
 
 
 def lock(fd: int, *, shared: bool = False, wait: bool = True) -> None:
-    """Takes the lock on an open file; it ends with `unlock`, or with the process.
-
-    Raises:
-        BlockingIOError: Another process has it, and `wait` is false.
-        OSError: There are no locks here.
-    """
+    """Takes the lock on an open file, until `unlock` or the end of the process; a BlockingIOError
+    if another has it and `wait` is false, an OSError where there are no locks."""
     if fcntl is not None:
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         fcntl.flock(fd, kind if wait else kind | fcntl.LOCK_NB)

@@ -124,11 +124,7 @@ class TrainingState:
 
     def resume(self, settings: dict[str, Any]) -> None:
         """Loads the last whole checkpoint, if there is one; a warning names one that is damaged.
-
-        Raises:
-            MismatchError: If it belongs to a run with other settings.
-            CheckpointError: If there are some, and all of them are damaged.
-        """
+        One of a run with other settings is a MismatchError, and damage to all a CheckpointError."""
 
         def read(folder: Path) -> bool:
             self._read(folder, settings)

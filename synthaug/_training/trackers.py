@@ -21,12 +21,8 @@ Log: TypeAlias = Callable[[Mapping[str, float], int], None]
 
 
 def check_tracker(log_with: Any) -> None:
-    """Refuses an unknown tracker, or one whose library is missing, before any work.
-
-    Raises:
-        ValueError: For another name.
-        ImportError: Naming the extra that installs the library.
-    """
+    """Refuses an unknown tracker with a ValueError, and one whose library is missing with an
+    ImportError, before any work."""
     from accelerate.tracking import GeneralTracker, get_available_trackers
 
     if log_with is None or isinstance(log_with, GeneralTracker):

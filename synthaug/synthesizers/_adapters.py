@@ -190,12 +190,8 @@ class Adapters:
                 )
 
     def add_to(self, network: Any) -> None:
-        """Adds them to the weights of a network in float32.
-
-        Raises:
-            CheckpointError: If they are damaged.
-            MismatchError: If the weights are not those that they were trained with.
-        """
+        """Adds them to the weights of a network in float32; a CheckpointError if they are damaged,
+        a MismatchError if the weights are not those that they were trained with."""
         self.check({"network": checkpoints.state_digest(network)})
         file = self.folder / "lora" / ADAPTER_FILE
         checkpoints.restore(file.parent)

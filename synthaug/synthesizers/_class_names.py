@@ -47,12 +47,8 @@ def settle_classes(
 def check_names(
     path: Path, own: Mapping[str, Any], given: Sequence[str] | None, names: tuple[str, ...]
 ) -> None:
-    """Refuses a checkpoint without class names, or names that are not different.
-
-    Raises:
-        ValueError: `classes` is missing, or holds a name twice.
-        CheckpointError: The names of the checkpoint are not different.
-    """
+    """Refuses missing names and names given twice with a ValueError, those of the checkpoint itself
+    with a CheckpointError."""
     if given is None and "classes" not in own:  # a model of ours may have been trained without any
         raise ValueError(
             f"{path} does not name its classes. Pass `classes`, in the order of its labels (or as "

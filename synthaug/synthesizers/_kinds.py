@@ -57,12 +57,8 @@ def origin_of(path: str | Path, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def load(path: str | Path, **arguments: Any) -> AbstractSynthesizer:
-    """Whatever a checkpoint is for, by `from_pretrained`.
-
-    Raises:
-        CheckpointError: If it is for something else.
-        ValueError: For a setting that the synthesizer does not have.
-    """
+    """Whatever a checkpoint is for, by `from_pretrained`. One for something else is a
+    CheckpointError, a setting that the synthesizer does not have a ValueError."""
     name = kind_of(path)
     if name == PIPELINE:
         from synthaug.synthesizers.pipeline import FromPipeline

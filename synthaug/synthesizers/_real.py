@@ -64,12 +64,8 @@ def check_shape(source: ImageSource, shape: ImageShape, drawn: str, also: str = 
 
 
 def read_sources(source: ImageSource | None, rows: Plan) -> Pixels:
-    """The images that rows start from, uint8 (n, C, H, W).
-
-    Raises:
-        ValueError: If there are no real images.
-        MismatchError: If one is not the image that the plan was made with.
-    """
+    """The images that rows start from, uint8 (n, C, H, W); a ValueError without real images, a
+    MismatchError if one is not the image that the plan was made with."""
     if source is None:
         raise ValueError(
             "The plan starts from real images, but this synthesizer has none. Call "
