@@ -35,11 +35,13 @@ def declared(module: ModuleType) -> dict[str, str]:
         for node in tree.body
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
     )
+    lists = [ast.unparse(n.value) for n in tree.body if ast.unparse(n).startswith("__all__ = [")]
     found = {}
     for node in block.body:
         assert isinstance(node, ast.ImportFrom)
         for alias in node.names:
-            assert alias.asname == alias.name  # what type checkers take as an export
+            # What type checkers take as an export.
+            assert alias.asname == alias.name or repr(alias.name) in "".join(lists)
             found[alias.name] = str(node.module)
     return found
 
