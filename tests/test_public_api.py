@@ -35,7 +35,7 @@ def declared(module: ModuleType) -> dict[str, str]:
         for node in tree.body
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
     )
-    lists = [ast.unparse(n.value) for n in tree.body if ast.unparse(n).startswith("__all__ = [")]
+    lists = [text for text in map(ast.unparse, tree.body) if text.startswith("__all__ = [")]
     found = {}
     for node in block.body:
         assert isinstance(node, ast.ImportFrom)
