@@ -9,7 +9,6 @@
 Names are loaded when first used, so `import synthaug` costs next to nothing.
 """
 
-import re
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -60,18 +59,64 @@ if TYPE_CHECKING:
     from synthaug.synthesizers import LowDensity as LowDensity
     from synthaug.synthesizers import SamplerConfig as SamplerConfig
 
-with open(__file__, encoding="utf-8") as _source:  # as `_support.lazy`, without loading it
-    _HOME = {n: h for h, n in re.findall(r"^    from (\S+) import (\w+) as", _source.read(), re.M)}
+_HOME = {
+    "AbstractSynthesizer": "synthesizers",
+    "AuditReport": "_audit",
+    "Cascade": "synthesizers",
+    "ClassConditional": "synthesizers",
+    "ClassifierConfig": "_training.classifier_config",
+    "ColdDiffusion": "synthesizers",
+    "DiffusionInversion": "synthesizers",
+    "FromPipeline": "synthesizers",
+    "LowDensity": "synthesizers",
+    "MixedBatchSampler": "_datasets",
+    "MixedDataset": "_datasets",
+    "OnTheFlyDataset": "_datasets",
+    "Plan": "_plan",
+    "SamplerConfig": "synthesizers",
+    "SynthCache": "_cache",
+    "SynthaugError": "errors",
+    "TrainingConfig": "_training.training_config",
+    "audit": "_audit",
+    "evaluate": "evaluation",
+    "generate": "_generate",
+    "improve": "improvement",
+    "load_dataset": "_images.labeled",
+    "membership": "_audit",
+    "split_for_audit": "_audit",
+}
+_NAMESPACES = (
+    "albumentations",
+    "caches",
+    "degradations",
+    "denoisers",
+    "density",
+    "errors",
+    "evaluation",
+    "features",
+    "guidance",
+    "huggingface",
+    "images",
+    "improvement",
+    "lightning",
+    "memorization",
+    "metrics",
+    "mixing",
+    "samplers",
+    "selection",
+    "sweeps",
+    "synthesizers",
+    "transforms",
+)
 
-__all__ = sorted(_HOME)
+__all__ = sorted([*_HOME, *_NAMESPACES])
 
 
 def __getattr__(name: str) -> Any:
+    if name in _NAMESPACES:
+        return import_module(f"synthaug.{name}")
     if name in _HOME:
-        home = _HOME[name]
-        if home == "synthaug":
-            return import_module(f"synthaug.{name}")
-        return getattr(import_module(home), name)
+        return getattr(import_module(f"synthaug.{_HOME[name]}"), name)
     from difflib import get_close_matches
 
     lower = {known.lower(): known for known in __all__}

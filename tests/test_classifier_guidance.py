@@ -199,7 +199,9 @@ def test_classes_are_matched_by_name_and_the_classifier_may_know_more():
     guidance = named.classifier_guidance
     assert guidance.numbered(labels, NAMES).tolist() == order
     plan = named.plan(per_class=1)
-    with pytest.raises(MismatchError, match=r"does not know 'bee'.*draws ant, bee, cat, dog"):
+    with pytest.raises(
+        MismatchError, match=r"does not know the class 'bee'.*draws ant, bee, cat, dog"
+    ):
         guided(model=model, classes=["ant", "cat", "dog", "elk", "x"])
     assert torch.isfinite(named.draw(plan)).all()
 

@@ -682,7 +682,7 @@ def test_other_sizes_and_channels_are_refused(real, tmp_path):
         transform=resize,
     )
     assert {tuple(image.shape) for image, _ in items_of(mixed)} == {(3, 8, 8)}
-    with pytest.raises(MismatchError, match=r"shape \(3, 6, 5\), synthetic ones \(3, 4, 4\)"):
+    with pytest.raises(MismatchError, match=r"shape \(3, 6, 5\), and synthetic ones \(3, 4, 4\)"):
         mixed.read(range(60))
 
 

@@ -99,7 +99,9 @@ def test_the_code_of_the_training_guide_runs(tmp_path, monkeypatch):
         "report": report,
         "test": real_images(8, 8, seed=1),
     }
-    loading, *blocks = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.M | re.S)
+    loading, *blocks = re.findall(
+        r"(?<!-->\n)^```python\n(.*?)^```", GUIDE.read_text(), re.M | re.S
+    )
     assert "SynthCache(" in loading  # names files that are not here
     assert len(blocks) == 13
     for block in blocks:

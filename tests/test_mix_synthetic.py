@@ -158,7 +158,7 @@ NEEDS = "`MixSynthetic` needs a batch, .* after `default_collate`.* by `synthaug
         (lambda x: (x, LABELS.float()), ValueError, r"or probabilities \(n, 2\)"),
         (lambda x: (x, torch.eye(8)), ValueError, r"or probabilities \(n, 2\)"),
         (lambda x: (x, 2 * one_hot(LABELS)), ValueError, "got sums of 2 to 2"),
-        (lambda x: (x, LABELS + 1), ValueError, "Labels are 1 to 2; .* have 2 classes"),
+        (lambda x: (x, LABELS + 1), ValueError, "Labels are 1 to 2, .* have 2 classes"),
         (lambda x: (x, LABELS - 1), ValueError, "Labels are -1 to 0"),
         (lambda x: (x, LABELS[:3]), ValueError, r"shape \(8, 3, 4, 5\) with 3 labels: " + NEEDS),
         (lambda x: (x[0], LABELS), ValueError, "with 8 labels: " + NEEDS),

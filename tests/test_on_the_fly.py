@@ -327,7 +327,7 @@ def test_a_row_that_another_worker_stored_meanwhile_is_not_written_again(tmp_pat
 
 def test_a_cache_of_another_plan_or_recipe_is_refused(tmp_path):
     generate(Noise(), plan_of((1, 1, 1)), tmp_path / "a.h5", progress=False)
-    with pytest.raises(MismatchError, match="is of another plan"):
+    with pytest.raises(MismatchError, match="holds images of another plan"):
         OnTheFlyDataset(Noise(), PLAN, cache=tmp_path / "a.h5")
     other = plan_of(settings={"steps": 2})
     generate(Noise(steps=2), other, tmp_path / "b.h5", progress=False)

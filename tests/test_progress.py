@@ -93,5 +93,5 @@ def test_a_terminal_gets_a_bar_unless_nobody_wants_it_or_another_process_shows_i
 
 def test_an_unknown_way_of_showing_progress_is_refused(monkeypatch):
     monkeypatch.setenv("SYNTHAUG_PROGRESS", "loud")
-    with pytest.raises(ValueError, match="SYNTHAUG_PROGRESS is 'loud'; known are auto, bar"):
+    with pytest.raises(ValueError, match="SYNTHAUG_PROGRESS is 'loud', expected one of auto, bar"):
         bar(1, "read", "image")

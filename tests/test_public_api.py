@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import synthaug
-from synthaug import errors, synthesizers
+from synthaug import errors, improvement, sweeps, synthesizers
 
 HEAVY = (
     "accelerate",
@@ -24,6 +24,11 @@ HEAVY = (
     "matplotlib",
     "sklearn",
     "transformers",
+)
+
+
+LAZY = pytest.mark.parametrize(
+    "module", [synthaug, improvement, sweeps, synthesizers], ids=lambda m: m.__name__
 )
 
 
@@ -46,13 +51,13 @@ def declared(module: ModuleType) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("module", [synthaug, synthesizers], ids=lambda m: m.__name__)
+@LAZY
 def test_the_public_names_are_those_that_type_checkers_see(module):
     assert sorted(module.__all__) == sorted(declared(module))
     assert dir(module) == sorted(module.__all__)
 
 
-@pytest.mark.parametrize("module", [synthaug, synthesizers], ids=lambda m: m.__name__)
+@LAZY
 def test_every_public_name_is_the_object_that_type_checkers_see(module):
     for name, home in declared(module).items():
         found = getattr(module, name)
@@ -75,7 +80,7 @@ def test_what_star_imports_is_the_public_names():
     assert set(names) - {"__builtins__"} == set(synthaug.__all__)
 
 
-@pytest.mark.parametrize("module", [synthaug, synthesizers], ids=lambda m: m.__name__)
+@LAZY
 def test_an_unknown_name_is_an_attribute_error(module):
     with pytest.raises(AttributeError, match=f"'{module.__name__}' has no attribute 'Unheard'"):
         _ = module.Unheard

@@ -1,24 +1,22 @@
 """Public packages whose names are loaded when first used."""
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
 
-def lazy_names(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Makes `__getattr__` and `__dir__` of a package from what it imports for type checkers.
+def lazy_names(
+    package: str, exports: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Makes `__getattr__` and `__dir__` of a package.
 
     Args:
         package: Its `__name__`.
-        file: Its `__file__`. Whatever is imported in its `if TYPE_CHECKING:` is a name of the
-            package.
+        exports: Module => the public names in it, with spaces between them. They stand beside the
+            same imports for type checkers, since a package cannot read its own source everywhere:
+            archives and frozen applications hold none.
     """
-    with open(file, encoding="utf-8") as source:
-        imports = re.findall(
-            r"^    from (\S+) import \(?([\w,\s]+?)\)?$", source.read(), re.MULTILINE
-        )
-    homes = {name: home for home, names in imports for name in re.findall(r"\w+", names)}
+    homes = {name: home for home, names in exports.items() for name in names.split()}
 
     def get(name: str) -> Any:
         if name not in homes:

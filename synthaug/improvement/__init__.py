@@ -22,4 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Candidate", "Gain", "ImproveConfig", "ImproveReport", "Recipe", "Round", "improve"]
 
-__getattr__, __dir__ = lazy_names(__name__, __file__)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "synthaug.improvement._config": "ImproveConfig",
+        "synthaug.improvement._gains": "Gain",
+        "synthaug.improvement._recipes": "Recipe",
+        "synthaug.improvement._report": "Candidate ImproveReport Round",
+        "synthaug.improvement._run": "improve",
+    },
+)

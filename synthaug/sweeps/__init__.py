@@ -20,4 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = ["SweepConfig", "SweepReport", "SweepRow", "default_grid", "sweep"]
 
-__getattr__, __dir__ = lazy_names(__name__, __file__)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "synthaug.sweeps._config": "SweepConfig",
+        "synthaug.sweeps._report": "SweepReport SweepRow",
+        "synthaug.sweeps._run": "sweep",
+        "synthaug.sweeps._settings": "default_grid",
+    },
+)

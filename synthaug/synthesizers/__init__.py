@@ -72,4 +72,35 @@ __all__ = [  # written out: documentation and type checkers read it without runn
     "streams",
 ]
 
-__getattr__, __dir__ = lazy_names(__name__, __file__)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "synthaug._noise": "streams",
+        "synthaug.synthesizers._base": "AbstractSynthesizer",
+        "synthaug.synthesizers._loading": "LoadingConfig",
+        "synthaug.synthesizers._losses": "LossGrid",
+        "synthaug.synthesizers._model": "DiffusionModel",
+        "synthaug.synthesizers._papers": "Paper",
+        "synthaug.synthesizers._parameters": "Method RowParameter Setting",
+        "synthaug.synthesizers._published": "PUBLISHED PublishedRecipe published",
+        "synthaug.synthesizers._registry": "METHODS register",
+        "synthaug.synthesizers._sampler": "SamplerConfig",
+        "synthaug.synthesizers._selection": "Selection frechet_score select_snapshot",
+        "synthaug.synthesizers.cascade": "CascadeSettings",
+        "synthaug.synthesizers.cascade._config": "StageConfig",
+        "synthaug.synthesizers.cascade._stage": "CascadeStage",
+        "synthaug.synthesizers.cascade._synthesizer": "Cascade",
+        "synthaug.synthesizers.class_conditional._config": "DistillationConfig FineTuningConfig",
+        "synthaug.synthesizers.class_conditional._synthesizer": "ClassConditional",
+        "synthaug.synthesizers.cold": "ColdSettings",
+        "synthaug.synthesizers.cold._synthesizer": "ColdDiffusion",
+        "synthaug.synthesizers.constant": "Constant",
+        "synthaug.synthesizers.inversion": "InversionSettings",
+        "synthaug.synthesizers.inversion._config": "InversionConfig TokenConfig",
+        "synthaug.synthesizers.inversion._synthesizer": "DiffusionInversion",
+        "synthaug.synthesizers.inversion._variant_plan": "soft_labels",
+        "synthaug.synthesizers.low_density": "SteeringSettings",
+        "synthaug.synthesizers.low_density._synthesizer": "LowDensity",
+        "synthaug.synthesizers.pipeline": "FromPipeline",
+    },
+)
