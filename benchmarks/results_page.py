@@ -1059,7 +1059,13 @@ def interval(row: Mapping[str, Any] | None) -> str:
 @block
 def few_steps() -> Lines:
     content = read("few_steps")
-    rows, samplers = content["summary"], {"ddim": "DDIM", "dpmsolver++": "DPM-Solver++"}
+    rows = content["summary"]
+    samplers = {
+        ("velocity", "ddim"): "DDIM",
+        ("student", "ddim"): "DDIM",
+        ("flow", "ddim"): "Euler",
+        ("flow", "FlowMatchHeunDiscreteScheduler"): "Heun",
+    }
     (slow,) = (row for row in rows if row["evaluations"] == 50)
     seeds = content["settings"]["seeds"]
     return [
@@ -1068,7 +1074,7 @@ def few_steps() -> Lines:
             [
                 [
                     row["network"],
-                    samplers.get(row["scheduler"], row["scheduler"]),
+                    samplers.get((row["network"], row["scheduler"]), "DPM-Solver++"),
                     str(row["evaluations"]),
                     spread(row["frechet"], 0) if seeds[1:] else f"{row['mean']:.0f}",
                     f"{row['images_per_second'] / slow['images_per_second']:.1f} times",
