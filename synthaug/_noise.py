@@ -32,8 +32,8 @@ _TEMPLATE = torch.Generator("cpu").manual_seed(0).get_state()
 class _Twister(threading.local):
     """One Mersenne twister of numpy per thread, to key again and again.
 
-    A new `RandomState` asks the system for entropy first, and its state is handed out word by
-    word: 300 microseconds per row, beside 15 for keying one that is there and reading its memory.
+    A new `RandomState` asks the system for entropy first, and hands its state out word by word. To
+    key one that is there, and to read its memory, takes a small part of that time.
     """
 
     def __init__(self) -> None:
