@@ -4,6 +4,7 @@ import os
 import zlib
 from typing import Any, Literal, final
 
+import numpy as np
 from torch.utils.data import get_worker_info
 
 from synthaug._cache.serving import Verdicts
@@ -190,7 +191,11 @@ class Fit(_OnImages):
             Fit((3, 32, 32)),                              # in place of `A.Resize`
             SyntheticVariant("variants.h5", p=0.5, audit="audit.json"),
         ])
+
+    Masks follow their image without new values; boxes and key points are a TypeError.
     """
+
+    _refused = _CANNOT_FOLLOW - {"mask", "masks"}
 
     def __init__(self, image_shape: ImageShape) -> None:
         """Takes the argument of `synthaug.transforms.Fit`, with the same errors."""
@@ -202,6 +207,20 @@ class Fit(_OnImages):
         """Resizes one image."""
         del params
         return conformed(img, self._conform)
+
+    @property
+    def targets(self) -> dict[str, Any]:
+        """Images, and masks, which are resized by the nearest pixel."""
+
+        def mask(mask: Any, **params: Any) -> Any:
+            del params
+            return self._conform.masked(mask)
+
+        def masks(masks: Any, **params: Any) -> Any:
+            del params
+            return np.stack([self._conform.masked(one) for one in masks])
+
+        return {**super().targets, "mask": mask, "masks": masks}
 
 
 @final

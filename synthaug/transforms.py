@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2._utils import _parse_labels_getter
 
@@ -413,7 +414,9 @@ class Fit(v2.Transform):
     an image any more.
 
     Accepts PIL images, `tv_tensors.Image` and tensors (C, H, W), uint8 in [0, 255] or floating
-    point in [0, 1]; the type is kept. Labels pass through.
+    point in [0, 1]; the type is kept. Labels pass through. `tv_tensors.Mask` follow their image
+    without new values, `tv_tensors.BoundingBoxes` are moved and cut at its border, where boxes may
+    become empty (`v2.SanitizeBoundingBoxes` removes them); key points and videos are a TypeError.
     """
 
     def __init__(self, image_shape: ImageShape) -> None:
@@ -430,9 +433,30 @@ class Fit(v2.Transform):
         self._conform = Conform.to(self.image_shape)
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Resizes one image."""
+        """Resizes one image, or the mask or the boxes of one."""
         del params
+        if isinstance(inpt, tv_tensors.Mask):
+            return wrapped(self._conform.masked(inpt.as_subclass(Tensor)), inpt)
+        if isinstance(inpt, tv_tensors.BoundingBoxes):
+            return _fitted_boxes(inpt, self._conform)
+        if (kind := annotation_class(inpt)) is not None:
+            raise TypeError(f"`Fit` resizes images, masks and boxes, got a {kind}. Leave it out.")
         return conformed(inpt, self._conform)
+
+
+def _fitted_boxes(boxes: Any, conform: Conform) -> Any:
+    """Boxes of an image, of the same kind and dtype, as it is resized."""
+    if boxes.format.value not in ("XYXY", "XYWH", "CXCYWH"):
+        raise TypeError(f"`Fit` moves upright boxes, got boxes {boxes.format.value}. Convert them.")
+    change = v2.functional.convert_bounding_box_format
+    corners = change(boxes, new_format="XYXY").as_subclass(Tensor).float()
+    moved = conform.boxed(corners, boxes.canvas_size)
+    if not boxes.is_floating_point():
+        moved = moved.round()
+    fitted = tv_tensors.BoundingBoxes(
+        moved.to(boxes.dtype), format="XYXY", canvas_size=conform.size or boxes.canvas_size
+    )
+    return change(fitted, new_format=boxes.format)
 
 
 class SyntheticVariant(_ImagesOnly):

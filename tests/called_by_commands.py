@@ -123,7 +123,12 @@ PYTHON: dict[str, tuple[Callable[..., Any], ...]] = {
     "cache info": (),
     "cache verify": (),
     "cache merge": (caches.merge,),
-    "cache export": (caches.export, caches.ContentCredentials),
+    "cache export": (
+        caches.export,
+        caches.ContentCredentials,
+        caches.SourceMasks.__init__,
+        synthaug.load_dataset,
+    ),
     "cache import": (caches.import_images, synthaug.load_dataset),
     "cache forget": (caches.forget, synthaug.load_dataset),
 }

@@ -32,6 +32,7 @@ DIFFERENT = {
     ("features", "score_hardness"): SAID_BY_THE_COMMAND,
     ("features", "score_quality"): SAID_BY_THE_COMMAND,
     ("certificates", "ContentCredentials"): SAID_BY_THE_COMMAND,
+    ("real", "SourceMasks.__init__"): SAID_BY_THE_COMMAND,
     ("private_key", "ContentCredentials"): SAID_BY_THE_COMMAND,
     ("validation", "sweep"): SAID_BY_THE_COMMAND,
     ("degradation", "ColdDiffusion.fit"): "required in Python, where it is an object",

@@ -103,7 +103,7 @@ def test_the_code_of_the_training_guide_runs(tmp_path, monkeypatch):
         r"(?<!-->\n)^```python\n(.*?)^```", GUIDE.read_text(), re.M | re.S
     )
     assert "SynthCache(" in loading  # names files that are not here
-    assert len(blocks) == 13
+    assert len(blocks) == 12
     for block in blocks:
         exec(block, names)
     assert names["table"].arm_names[-1] == "synthetic only"

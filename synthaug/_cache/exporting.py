@@ -96,7 +96,7 @@ def export(
         masks: Masks of the real images that the rows were made from. Rows that keep the outlines of
             their source get its mask, others are left out. "folder" then has images in
             `images/CLASS` and masks of the same names in `masks/CLASS`, "webdataset" has them as
-            `.mask.png`; the other forms take none.
+            `.mask.png`; the other forms take none. Without mask files it only leaves rows out.
         progress: Show a bar.
 
     Returns:
@@ -130,7 +130,8 @@ def export(
     _check_form(format, rows, credentials, masks)
     chosen = _chosen(cache, rows)
     if masks is not None:
-        chosen = masks.fitting(cache, chosen)
+        chosen = masks.fitting(cache, chosen, progress=progress)
+        masks = masks if masks.has_masks else None
     target = Path(out).absolute()
     if not cache.manifest["license"].get("generator"):
         logger.warning(
@@ -171,8 +172,10 @@ def _check_form(
         raise ValueError(
             "`credentials` sign PNG files, and `format='hdf5'` writes none. Use another format."
         )
-    if masks is not None and form not in ("folder", "webdataset"):
-        raise ValueError(f"`format={form!r}` takes no `masks`. Use 'folder' or 'webdataset'.")
+    if masks is not None and form == "hdf5":
+        raise ValueError("`format='hdf5'` takes no `masks`. Use 'folder' or 'webdataset'.")
+    if masks is not None and masks.has_masks and form == "huggingface":
+        raise ValueError("`format='huggingface'` takes no `masks`. Use 'folder' or 'webdataset'.")
 
 
 @contextmanager

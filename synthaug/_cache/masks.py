@@ -2,18 +2,23 @@
 
 import io
 import logging
+import os
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from synthaug._cache.format import blocks
 from synthaug._cache.store import SynthCache
 from synthaug._cache.tools import check_sources
 from synthaug._images.edges import edge_agreement
+from synthaug._images.masks import MaskFiles
 from synthaug._images.source import ImageSource
 from synthaug._support.arguments import check_within
-from synthaug._types import Indices
+from synthaug._support.progress import bar
+from synthaug._support.rows import row_numbers
+from synthaug._types import Doubles, Indices, StrPath
 from synthaug.errors import DataError, MismatchError
 
 logger = logging.getLogger("synthaug")
@@ -36,75 +41,122 @@ class Masks(Protocol):
 class SourceMasks:
     """Segmentation masks of the real images that the rows of a cache were made from.
 
-        masks = caches.SourceMasks(train, train_masks, min_edge_agreement=0.8)
+        masks = caches.SourceMasks(train, "masks", min_edge_agreement=0.8)
         caches.export(cache, "out", format="folder", masks=masks)
 
     A variant of little strength keeps the outlines of its source, and with them the mask. So a
     cache holds no masks: its plan names the source of each row, and the mask is looked up there.
     """
 
-    def __init__(self, real: Any, masks: Masks, *, min_edge_agreement: float = 0.8) -> None:
-        """Keeps both; nothing is read before the export.
+    def __init__(
+        self, real: Any, masks: Masks | StrPath | None = None, *, min_edge_agreement: float = 0.8
+    ) -> None:
+        """Keeps both; pixels are read when a cache is compared.
 
         Args:
             real: The real data set, map-style, that the plan was made for.
             masks: A mask for each of its images in the same order: integers (H, W) in [0, 65535] as
-                an array, a tensor, or a PIL image (of mode P its indices).
+                an array, a tensor, or a PIL image (of mode P its indices). Or a folder, for images
+                that `load_dataset` read from one: `MASKS/cat/1.png` is the mask of
+                `IMAGES/cat/1.jpg`, of the size of its file, and is resized as the image was.
+                `None` compares edges alone, for boxes and key points: those of row i belong to
+                image `cache.plan["source"][i]`.
             min_edge_agreement: Rows whose edges agree less with their source are left out, by
                 `synthaug.metrics.edge_agreement`, in (0, 1].
 
         Raises:
-            ValueError: For another number of masks than of images, or another agreement.
-            DataError: If `real` cannot be read.
+            ValueError: For another number of masks than of images, another agreement, or a folder
+                of masks for images that were read from none.
+            DataError: If `real` cannot be read; for a mask in a folder that is missing, damaged, or
+                one of several.
+            MismatchError: For a mask in a folder of another size than its image, or with colors.
         """
         check_within("(0, 1]", min_edge_agreement=min_edge_agreement)
         self._given, self._images = real, ImageSource.open(real, "`real`")
-        if len(masks) != len(self._images):
+        if isinstance(masks, str | os.PathLike):
+            masks = MaskFiles(masks, self._images.dataset)
+        if masks is not None and len(masks) != len(self._images):
             raise ValueError(
                 f"`masks` has {len(masks):,} masks, and `real` has {len(self._images):,} images. "
                 "Give one for each image, in the same order."
             )
         self._masks, self._least = masks, min_edge_agreement
+        self._compared: tuple[str, Doubles] = ("", np.empty(0))
 
-    def fitting(self, cache: SynthCache, rows: Indices) -> Indices:
+    @property
+    def has_masks(self) -> bool:
+        """Whether there are masks, and not only edges to compare."""
+        return self._masks is not None
+
+    def agreement(
+        self, cache: SynthCache, rows: ArrayLike | None = None, *, progress: bool = False
+    ) -> Doubles:
+        """How well the edges of rows lie where those of their sources do.
+
+        Args:
+            cache: A cache of variants of `real`.
+            rows: Row numbers, or a mask, bool (N,); by default all that are done.
+            progress: Show a bar.
+
+        Returns:
+            float64 (n,) in [-1, 1], by `synthaug.metrics.edge_agreement`; NaN without a source.
+
+        Raises:
+            MismatchError: The cache was made from other images, or has images of another shape.
+        """
+        chosen = row_numbers(cache.done if rows is None else rows, len(cache), "rows")
+        known, compared = self._compared
+        if known != str(cache.identity):
+            check_sources(cache, self._given)
+            if cache.image_shape != self._images.image_shape:
+                raise MismatchError(
+                    f"Images of {cache.path} have the shape {cache.image_shape}, and those of "
+                    f"`real` {self._images.image_shape}. Masks are for variants of the shape of "
+                    "their sources."
+                )
+            compared = np.full(len(cache), np.nan)
+            self._compared = str(cache.identity), compared
+        new = chosen[np.isnan(compared[chosen])]
+        new = new[cache.plan.at("source", new) >= 0]
+        with bar(len(new), "compare edges", "image", progress=progress) as shown:
+            for block in blocks(new, cache.image_shape):
+                real = self._images.pixels(cache.plan.at("source", block))
+                compared[block] = edge_agreement(real, cache.read(block))
+                shown.update(len(block))
+        return compared[chosen]
+
+    def fitting(self, cache: SynthCache, rows: Indices, *, progress: bool = False) -> Indices:
         """The rows that keep the outlines of their source, int64, ascending; tells of the others.
 
         Raises:
             MismatchError: The cache was made from other images, or has images of another shape.
             DataError: No row has a source, or one whose outlines it keeps.
         """
-        check_sources(cache, self._given)
-        if cache.image_shape != self._images.image_shape:
-            raise MismatchError(
-                f"Images of {cache.path} have the shape {cache.image_shape}, and those of `real` "
-                f"{self._images.image_shape}. Masks are for variants of the shape of their sources."
-            )
-        fits = np.zeros(len(rows), bool)
-        sources = cache.plan.at("source", rows)
-        with_source = np.flatnonzero(sources >= 0)
-        if not len(with_source):
+        agreement = self.agreement(cache, rows, progress=progress)
+        without, fits = np.isnan(agreement), agreement >= self._least
+        if without.all():
             raise DataError(
                 f"None of {len(rows):,} rows of {cache.path} was made from a real image, so they "
                 "have no masks. Leave `masks` out, or draw variants of real images."
             )
-        for places in blocks(with_source, cache.image_shape):
-            real = self._images.pixels(sources[places])
-            fits[places] = edge_agreement(real, cache.read(rows[places])) >= self._least
+        middle = " to ".join(f"{x:.2f}" for x in np.nanquantile(agreement, (0.25, 0.75)))
         if not fits.any():
             raise DataError(
                 f"None of {len(rows):,} rows of {cache.path} has a source whose edges agree with "
                 f"it by {self._least}. Draw variants of less strength, or lower "
-                "`min_edge_agreement`."
+                f"`min_edge_agreement`: the middle half agree by {middle}."
             )
         if not fits.all():
             logger.warning(
                 "%s: %s of %s rows are left out: %s have no source, and the edges of the others "
-                "agree less with it than %s, so its mask would not fit.",
+                "agree less with it than %s, so its mask would not fit; the middle half of all "
+                "agree by %s.",
                 cache.path,
                 f"{(~fits).sum():,}",
                 f"{len(rows):,}",
-                f"{len(rows) - len(with_source):,}",
+                f"{without.sum():,}",
                 self._least,
+                middle,
             )
         return rows[fits]
 
@@ -114,6 +166,7 @@ class SourceMasks:
         Raises:
             DataError: The mask has another size than the image, or other values than class numbers.
         """
+        assert self._masks is not None
         source = int(cache.plan.at("source", [row])[0])
         mask = np.asarray(self._masks[source])
         if mask.shape != cache.image_shape[1:] or mask.dtype.kind not in "biu":

@@ -310,10 +310,8 @@ def check_sources(cache: SynthCache, real: Any) -> None:
         return
     expected = key[source >= 0][first]
     inside = sources < len(images)
-    keys = np.array(
-        [digest(image) for image in images.pixels(sources[inside])] if inside.any() else [],
-        np.uint64,
-    )
+    pieces = blocks(sources[inside], cache.image_shape)  # all at once may not fit in memory
+    keys = np.array([digest(image) for some in pieces for image in images.pixels(some)], np.uint64)
     wrong = np.flatnonzero(keys != expected[inside])
     missing = int((~inside).sum())
     if not len(wrong) and not missing:

@@ -1,7 +1,7 @@
 """Commands that look after cache files."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from synthaug._cli.arguments import contents, names, next_audit, next_line, verdicts
 from synthaug._cli.call import Call, Result
@@ -10,6 +10,7 @@ from synthaug._cli.options import (
     FileOptions,
     ImageOptions,
     LicenseOptions,
+    MaskOptions,
     SigningOptions,
     StorageOptions,
 )
@@ -91,6 +92,8 @@ def export(
     cache: str,
     out: str,
     signing: SigningOptions,
+    masks: MaskOptions,
+    files: FileOptions,
     *,
     format: Literal["folder", "webdataset", "huggingface", "hdf5"],
     audit: str | None = None,
@@ -104,6 +107,8 @@ def export(
         cache: The HDF5 file.
         out: A folder, or for hdf5 a file, that does not exist yet.
         signing: For content credentials.
+        masks: For segmentation, and for boxes.
+        files: For the real images.
         format: folder has one folder of PNG files per class, webdataset tar files, huggingface a
             data set directory with a card, and hdf5 a compressed copy of the whole cache.
         audit: JSON report of the cache; images that it did not pass are left out, and the export
@@ -122,12 +127,33 @@ def export(
     kept = verdicts(opened, audit=audit, selection=selection)
     rows = None if kept is None else np.flatnonzero(servable(opened, kept).mask)
     report = None if audit is None else AuditReport.from_json(audit)
-    run(opened, out, format=format, rows=rows, audit=report, credentials=credentials, progress=True)
-    images = int(opened.done.sum()) if rows is None else len(rows)
-    record = {"out": out, "format": format, "images": images}
-    return Result(
-        record=record, text=f"{amount(images, 'image')}: {out}\n{next_line('cite', cache)}"
+    sources = masks.sources(opened, files)
+    run(
+        opened,
+        out,
+        format=format,
+        rows=rows,
+        audit=report,
+        credentials=credentials,
+        masks=sources,
+        progress=True,
     )
+    images = int(opened.done.sum()) if rows is None else len(rows)
+    record: dict[str, Any] = {"out": out, "format": format, "images": images}
+    told = ""
+    if sources is not None:
+        agreement = sources.agreement(opened, rows)
+        without = int(np.isnan(agreement).sum())
+        moved = int((agreement < masks.min_edge_agreement).sum())
+        record["images"] -= without + moved
+        record["left_out"] = {"without_source": without, "edges_moved": moved}
+        record["edge_agreement"] = np.nanquantile(agreement, (0.25, 0.5, 0.75)).round(4).tolist()
+        told = (
+            f"Left out of {amount(images, 'row')}: {without:,} without a source, {moved:,} whose "
+            "edges moved.\n"
+        )
+    shown = f"{amount(record['images'], 'image')}: {out}\n{told}"
+    return Result(record=record, text=shown + next_line("cite", cache))
 
 
 def import_(

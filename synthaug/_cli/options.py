@@ -13,6 +13,7 @@ Tracker: TypeAlias = Literal["tensorboard", "wandb", "mlflow"]
 EVALUATION = defaults("evaluation._evaluate:evaluate")
 READING = defaults("_images.labeled:load_dataset")
 SIGNING = defaults("_cache.credentials:ContentCredentials")
+MASKING = defaults("_cache.masks:SourceMasks.__init__")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +202,37 @@ class SigningOptions:
             algorithm=algorithm,
             timestamp_url=self.timestamp_url,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskOptions:
+    """Masks of the real images that variants were made from.
+
+    Args:
+        real: The real images that the plan was made for, for example folder:PATH. Only variants
+            whose edges lie where those of their source do are written.
+        masks: Folder with a mask for each of them, of the same name and size but without losses:
+            MASKS/cat/1.png for PATH/cat/1.jpg. Written beside the images.
+        min_edge_agreement: The least agreement of edges, above 0 and at most 1.
+    """
+
+    real: str | None = None
+    masks: str | None = None
+    min_edge_agreement: float = MASKING.min_edge_agreement
+
+    def sources(self, cache: Any, files: FileOptions) -> Any:
+        """The `SourceMasks` for a cache; `None` where no real images are given."""
+        from synthaug._cache.masks import SourceMasks
+
+        if self.real is None:
+            if self != MaskOptions() or files != FileOptions():
+                raise ValueError(
+                    "`real` is missing: the images that the masks belong to, and which variants "
+                    "are compared with. For example --real folder:PATH."
+                )
+            return None
+        real = files.shaped(self.real, cache.image_shape)
+        return SourceMasks(real, self.masks, min_edge_agreement=self.min_edge_agreement)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,6 +124,35 @@ class Conform:
             image = ImageOps.fit(image, self.size[::-1], Image.Resampling.BICUBIC)
         return pixels_of(image).numpy()
 
+    def masked(self, mask: Any) -> Any:
+        """A mask resized as its image is, each pixel from the nearest one, so that no value is new.
+
+        Args:
+            mask: A tensor (..., H, W), or an array (H, W) or (H, W, ...), of any dtype.
+        """
+        is_tensor = isinstance(mask, Tensor)
+        height, width = mask.shape[-2:] if is_tensor else mask.shape[:2]
+        if self.size is None or self.size == (height, width):
+            return mask
+        numbers = np.arange(height * width, dtype=np.int32).reshape(height, width)
+        fitted = ImageOps.fit(
+            Image.fromarray(numbers), self.size[::-1], Image.Resampling.NEAREST
+        )  # of mode "I", which holds 2**31 pixels
+        places = np.array(fitted)
+        if is_tensor:
+            return mask.flatten(-2)[..., torch.from_numpy(places).long().to(mask.device)]
+        return mask.reshape(height * width, *mask.shape[2:])[places]
+
+    def boxed(self, corners: Tensor, canvas: tuple[int, int]) -> Tensor:
+        """Left, top, right and bottom of boxes, float (n, 4), resized and cut as their image is,
+        which had the size `canvas` (H, W)."""
+        if self.size is None or self.size == canvas:
+            return corners
+        scale = max(self.size[0] / canvas[0], self.size[1] / canvas[1])
+        down, right = ((old * scale - new) / 2 for old, new in zip(canvas, self.size, strict=True))
+        moved = corners * scale - corners.new_tensor([right, down] * 2)
+        return moved.clamp(min=0).minimum(corners.new_tensor([*self.size[::-1]] * 2))
+
 
 def orientation(image: Image.Image) -> int | None:
     """The EXIF orientation of an image that was opened, 1 (upright) to 8; loads no pixels.
