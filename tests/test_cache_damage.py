@@ -554,6 +554,7 @@ def judge(path: Path, good: SynthCache, state: np.ndarray, pixels: np.ndarray) -
     refused = ""
     try:
         cache = SynthCache(path)
+        bad = cache.verify()
     except CacheError as error:
         refused = str(error)
     if refused:
@@ -561,7 +562,7 @@ def judge(path: Path, good: SynthCache, state: np.ndarray, pixels: np.ndarray) -
         return
     assert cache.plan.digest == good.plan_digest
     assert cache.manifest == good.manifest
-    bad, done = cache.verify(), cache.done
+    done = cache.done
     whole = np.setdiff1d(np.flatnonzero(done), bad)
     assert (state[whole] == 1).all()
     assert np.array_equal(cache.read(whole).numpy(), pixels[whole])
@@ -652,4 +653,5 @@ def test_verify_reads_no_pending_row(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(os, "preadv", counting)
     assert len(cache.verify()) == 0
-    assert amount[0] == rows + 4 * (4 + PIXELS[0].nbytes)  # states; checksums and pixels
+    tombstones = 8 * (2 * rows + 1)  # all places and the seal
+    assert amount[0] == rows + 4 * (4 + PIXELS[0].nbytes) + tombstones  # states; checksums, pixels

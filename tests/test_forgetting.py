@@ -1,6 +1,7 @@
 """Forgetting: it reaches every place that it is told of, says what it does not, and lasts."""
 
 import hashlib
+import itertools
 import json
 import logging
 import multiprocessing
@@ -420,6 +421,7 @@ def test_tombstones_are_kept_once_and_name_only_images_that_were_there(tmp_path:
         SynthCache(path).withdraw([], forgotten=[5])
     with h5py.File(path, "r+") as file:  # a gap as a power failure leaves it, before complements
         file["tombstones"][40:] = 0
+        file["tombstones"][79] = 2**64 - 1
         behind = file["tombstones"][1:7]
     gap = SynthCache(path)
     assert gap.tombstones.tolist() == behind.tolist()
@@ -435,6 +437,65 @@ def test_tombstones_are_kept_once_and_name_only_images_that_were_there(tmp_path:
     with pytest.warns(UserWarning, match="has room for 4 of 58 tombstones"):
         cache.withdraw([], forgotten=np.arange(70, 130))
     assert len(SynthCache(path).tombstones) == 80
+
+
+@pytest.mark.filterwarnings(COMPRESSED)
+@pytest.mark.parametrize("encoding", ["raw", "png"])
+def test_a_list_of_which_nothing_is_left_is_not_taken_for_an_empty_one(
+    tmp_path: Path, encoding: str
+) -> None:
+    cache = fill(Shaped(), tmp_path / "c.h5", plan_of(), encoding=encoding)
+    assert not len(cache.tombstones)
+    for key in (None, 104):
+        if key is not None:
+            forget([cache.path], [key])
+        small = export(cache, tmp_path / f"{key}.h5", format="hdf5")
+        for path in (cache.path, small):
+            shutil.copy(path, lost := tmp_path / "lost.h5")
+            with h5py.File(lost, "r+") as file:
+                file["tombstones"][...] = 0
+            for use in (
+                lambda: SynthCache(lost).verify(),
+                lambda: merge([lost], tmp_path / "m.h5"),
+                lambda: import_images([(cache[0][0], 0)], tmp_path / "i.h5", forgotten=[lost]),
+                lambda: export(SynthCache(lost), tmp_path / "e.h5", format="hdf5"),
+            ):
+                with pytest.raises(CacheError, match=r"tombstones of .*lost\.h5 are damaged"):
+                    use()
+    with h5py.File(cache.path, "r+") as file:  # as in files that were made before
+        file["tombstones"][...] = 0
+        del file["tombstones"].attrs["sealed"]
+    assert not len(SynthCache(cache.path).verify())
+    SynthCache(cache.path).withdraw([], forgotten=[5])
+    assert SynthCache(cache.path).tombstones.tolist() == [5]
+
+
+@pytest.mark.parametrize("places", [1, 2, 5])
+def test_a_kill_between_two_writes_of_tombstones_leaves_no_damage(
+    tmp_path: Path, places: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, path = Plan.build([places], classes=("cat",), settings={}, seed=0), tmp_path / "c.h5"
+    cache = SynthCache.create(path, plan, image_shape=SHAPE, manifest={"recipe": {}})
+    put, empty = Writer._put, path.read_bytes()
+    monkeypatch.setattr("synthaug._cache.writing.sync_file", lambda fd: None)
+    for first, second, last in itertools.product(range(places + 1), range(1, places + 1), range(3)):
+        path.write_bytes(empty)
+        cache.withdraw([], forgotten=np.arange(1, first + 1))
+        left = iter(range(last))
+
+        def cut_short(self: Writer, *args: Any, left: Any = left, **kwargs: Any) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            put(self, *args, **kwargs)
+
+        new = np.arange(first + 1, min(first + second, places) + 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(Writer, "_put", cut_short)
+            with suppress(KeyboardInterrupt):
+                cache.withdraw([], forgotten=new)
+        assert set(range(1, first + 1)) <= set(cache.tombstones.tolist())
+        cache.withdraw([], forgotten=new)
+        assert cache.tombstones.tolist() == [*range(1, first + 1), *new]
 
 
 def as_version_1(cache: SynthCache, path: Path) -> Path:

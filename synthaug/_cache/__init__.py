@@ -6,7 +6,7 @@
     state         uint8  (N,)              0 pending, 1 done, 2 withdrawn (pixels zeroed)
     checksum      uint32 (N,)              CRC-32C of the image's bytes
     plan/<column> int64, uint64, float64   one per further column of the plan
-    tombstones    uint64 (M,)          content keys of what was forgotten, 0 where there is room
+    tombstones    uint64 (M,)          content keys of what was forgotten, zeros, complements
 
     attribute         of the root group
     format            "synthaug-cache"

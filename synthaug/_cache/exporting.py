@@ -22,7 +22,7 @@ from synthaug._cache.cards import Facts, card, croissant
 from synthaug._cache.credentials import MADE_BY_MODEL, ContentCredentials
 from synthaug._cache.files import Patient, new_file, new_folder, refuse_remote
 from synthaug._cache.forgetting import MASK_FILE, MASK_SUFFIX
-from synthaug._cache.format import State, blocks, data_sets_of, new_hdf5
+from synthaug._cache.format import State, blocks, data_sets_of, mark_sealed, new_hdf5
 from synthaug._cache.masks import SourceMasks
 from synthaug._cache.serving import servable
 from synthaug._cache.store import SynthCache
@@ -335,6 +335,7 @@ def _compressed(cache: SynthCache, target: Path, advance: Advance) -> None:
             file["tombstones"][: len(tombstones)] = tombstones
             sealed = seals(tombstones, places := len(file["tombstones"]))
             file["tombstones"][places - len(sealed) :] = sealed
+            mark_sealed(file)
             images = file["images"]
             for block in blocks(done, cache.image_shape):
                 stream.check()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from synthaug._cache.encodings import Encoding, check_installed
 from synthaug._cache.files import AbstractHDF5Target, check_room, new_file, pwrite, reserve
 from synthaug._cache.stored_rows import data_set_of
+from synthaug._cache.tombstones import SEALED, seals
 from synthaug._plan import Plan
 from synthaug._support.extras import installed_version
 from synthaug._types import Array, Bytes, Flags, Indices, Integers
@@ -202,10 +203,13 @@ def create(
 
         def store(name: str, start: int, values: Array) -> None:
             little_endian = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
-            place = offsets[data_set_of(name)] + start * values.itemsize
+            place = offsets[name] + start * values.itemsize
             pwrite(fd, little_endian.view(np.uint8).data, place)
 
-        structure, _ = _structure(sets, text, plan.visited(store), facts)
+        empty = seals(np.empty(0, np.uint64), places := sets["tombstones"][1][0])
+        store("tombstones", places - len(empty), empty)
+        digest = plan.visited(lambda column, *piece: store(data_set_of(column), *piece))
+        structure, _ = _structure(sets, text, digest, facts)
         for start, piece in structure.pieces:
             pwrite(fd, piece, start)
 
@@ -352,6 +356,11 @@ def new_hdf5(
         yield file
 
 
+def mark_sealed(file: h5py.File) -> None:
+    """Says that the list of tombstones has a seal even while it is empty."""
+    file["tombstones"].attrs.create(SEALED, 1, dtype="<i8")
+
+
 def _allocate(
     file: h5py.File, sets: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
 ) -> dict[str, int]:
@@ -371,6 +380,8 @@ def _allocate(
             contiguous,
         )
         offsets[name] = created.get_offset()
+        if name == "tombstones":
+            mark_sealed(file)
     return offsets
 
 

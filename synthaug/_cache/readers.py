@@ -121,6 +121,7 @@ class Mapped:
         return read_tombstones(
             self.contents.path,
             self.contents.tombstone_places,
+            self.contents.sealed,
             lambda start, length: self._read("tombstones", np.array([start]), length=length),
         )
 
@@ -232,6 +233,7 @@ class Unpacked:
         return read_tombstones(
             self.contents.path,
             self.contents.tombstone_places,
+            self.contents.sealed,
             lambda start, length: self._open()["tombstones"][start : start + length],
         )
 

@@ -37,6 +37,7 @@ from synthaug._cache.format import (
     valid_shape,
 )
 from synthaug._cache.stored_rows import AbstractStoredRows, PackedRows, PlainRows, data_set_of
+from synthaug._cache.tombstones import SEALED
 from synthaug._plan import REQUIRED, Plan, check_values
 from synthaug._support.reading import parse_json
 from synthaug._support.storage import storage_fault
@@ -107,6 +108,8 @@ class CacheContents:
     encoding: Encoding
     encoded_header: int
     """Where HDF5 keeps how long "encoded" is; 0 if the images are raw."""
+    sealed: bool
+    """Whether the list of tombstones has a seal while it is empty; older files have none."""
 
     @property
     def tombstone_places(self) -> int:
@@ -239,6 +242,7 @@ def _inspect(path: Path, file: h5py.File, fd: int) -> CacheContents:
         regions=regions,
         encoding=encoding,
         encoded_header=h5py.h5o.get_info(file.id, b"encoded").addr if encoded else 0,
+        sealed=version > 1 and h5py.h5a.exists(sets["tombstones"].id, SEALED.encode()),
     )
 
 

@@ -346,10 +346,11 @@ class SynthCache(OpenedCache):
             Row numbers, int64, ascending.
 
         Raises:
-            CacheError: The file cannot be read to its end.
+            CacheError: The file cannot be read to its end, or its tombstones are damaged.
         """
         check_whole(1, workers=workers)
         with descriptor(self._contents, os.O_RDONLY) as fd:
+            _ = self.tombstones
             return verify(self._open(), fd, workers=workers, progress=progress)
 
     # Writing

@@ -16,8 +16,13 @@ from synthaug._plan import Plan
 from synthaug._types import Bytes, Indices, Unsigned
 from synthaug.errors import CacheError
 
+SEALED = "sealed"
+"""The attribute of a list that has a seal in its last place also while it is empty."""
 _PIECE = 2**16
 """How many are read at once: there are places for many more than there are."""
+_NONE = np.uint64(2**64 - 1)
+"""The seal of an empty list, the complement of no key: without it, a list that was lost would read
+as one to which nothing was added."""
 
 
 def rows_from_sources(plan: Plan, source_keys: Unsigned) -> Indices:
@@ -44,10 +49,14 @@ def content_keys(images: Bytes) -> Unsigned:
 def seals(keys: Unsigned, places: int) -> Unsigned:
     """The complements of the tombstones, as they stand in the last of `places`, by which damage is
     seen; none if keys and complements would touch."""
+    if not len(keys):
+        return np.array([_NONE])
     return ~keys[::-1] if 2 * len(keys) < places else keys[:0]
 
 
-def read_tombstones(path: Path, places: int, read: Callable[[int, int], Unsigned]) -> Unsigned:
+def read_tombstones(
+    path: Path, places: int, sealed: bool, read: Callable[[int, int], Unsigned]
+) -> Unsigned:
     """Reads the keys, and compares those before the first zero with their complements.
 
     A gap has no complements either: a power failure came while keys were written, or the list is
@@ -56,6 +65,7 @@ def read_tombstones(path: Path, places: int, read: Callable[[int, int], Unsigned
     Args:
         path: For the message.
         places: How many the file has.
+        sealed: Whether an empty list has a seal, as in all files but older ones.
         read: Reads from a place on as many as the second number says.
 
     Raises:
@@ -68,15 +78,25 @@ def read_tombstones(path: Path, places: int, read: Callable[[int, int], Unsigned
             piece = read(len(keys), min(_PIECE, places - len(keys)))
             end = len(piece) if piece.all() else int(np.argmin(piece != 0))
             keys, behind = np.append(keys, piece[:end]), piece[end:]
-        if 2 * len(keys) >= places:
-            return np.append(keys, behind[behind != 0])
-        last = read(places - len(keys) - 1, len(keys) + 1)
-        if not last[0] and ((last[1:] == 0) | (last[1:] == ~keys[::-1])).all():
-            behind = behind[: places - 2 * len(keys)]
-            return np.append(keys, behind[behind != 0])
+        full = 2 * len(keys) >= places
+        if full or _fit(keys, read(places - len(keys) - 1, len(keys) + 1), sealed):
+            keys = np.append(keys, behind if full else behind[: places - 2 * len(keys)])
+            return keys[(keys != 0) & (keys != _NONE)]
         if before is not None and np.array_equal(keys, before):  # nobody is writing them just now
             raise CacheError(
                 f"The tombstones of {path} are damaged: what was forgotten there could come back. "
                 "Restore the file from a copy."
             )
         before = keys
+
+
+def _fit(keys: Unsigned, last: Unsigned, sealed: bool) -> bool:
+    """Whether what stands in as many of the last places, and in one more, is what keys leave there.
+
+    A complement that is not there yet is none, or the seal of the empty list that was there before.
+    """
+    if not len(keys):
+        return bool(last[0] == _NONE or not (last[0] or sealed))
+    missing = last[1:] == 0
+    missing[-1] |= last[-1] == _NONE
+    return bool(not last[0] and (missing | (last[1:] == ~keys[::-1])).all())

@@ -131,7 +131,7 @@ class Writer:
         total = self._contents.tombstone_places
         keys = np.append(stored, new[:room])
         old, sealed = seals(stored, total), seals(keys, total)
-        if len(old) > len(sealed):  # no room for complements any more
+        if len(stored) and len(old) > len(sealed):  # no room for complements any more
             self._put(fd, "tombstones", np.arange(total - len(old), total), 0, fsync="batch")
         # All of them: where a power failure left a gap, the keys behind it move up.
         self._put(fd, "tombstones", np.arange(len(keys)), keys, fsync="batch")
