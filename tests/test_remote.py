@@ -357,3 +357,64 @@ def test_a_copy_is_not_written_and_urls_are_not_filled(stored: str, tmp_path: Pa
     (tmp_path / "no.h5").write_bytes(b"no cache")
     with pytest.raises(CacheError):
         caches.upload(tmp_path / "no.h5", stored)
+
+
+def blind(monkeypatch: pytest.MonkeyPatch, kind: type) -> None:
+    """The store says, once, that there is no such object: another job makes it just then."""
+    seen: list[str] = []
+    real = remote._object
+
+    def asked(store: Any, name: str, url: str) -> Any:
+        assert isinstance(store, kind)
+        seen.append(url)
+        return None if len(seen) == 1 else real(store, name, url)
+
+    monkeypatch.setattr(remote, "_object", asked)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_two_jobs_that_write_one_object_do_not_overwrite_each_other(
+    s3: ThreadedMotoServer,
+    local: SynthCache,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    parts: int,
+) -> None:
+    url, client = f"s3://bucket/raced-{parts}.h5", boto3.client("s3")
+    path = local.path
+    if parts > 1:  # which S3 takes from 5 MiB on
+        shape, plan = (3, 128, 128), plan_of((70, 70, 80))
+        empty = {"image_shape": shape, "manifest": {"recipe": Noise().recipe()}}
+        path = SynthCache.create(tmp_path / "large.h5", plan, **empty).path  # type: ignore[arg-type]
+        monkeypatch.setattr("s3fs.core.calculate_chunksize", lambda *_, **__: 5 * 2**20)
+        assert path.stat().st_size > 2 * 5 * 2**20
+    key = url.removeprefix("s3://bucket/")
+    client.put_object(Bucket="bucket", Key=key, Body=b"of the other job")
+    with monkeypatch.context() as patch:
+        blind(patch, S3FileSystem)
+        with pytest.raises(CacheError, match=f"{url} exists already, and is not .*Nothing was ov"):
+            caches.upload(path, url)
+    assert client.get_object(Bucket="bucket", Key=key)["Body"].read() == b"of the other job"
+    assert "Uploads" not in client.list_multipart_uploads(Bucket="bucket")
+    caches.upload(path, url, overwrite=True)
+    with monkeypatch.context() as patch:  # the other job made the same: nothing is wrong
+        blind(patch, S3FileSystem)
+        caches.upload(path, url)
+
+
+def test_a_store_that_knows_no_conditions_is_written_without(
+    local: SynthCache, stored: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[str] = []
+    real = MemoryFileSystem.put_file
+
+    def put(self: Any, path: str, name: str, mode: str = "overwrite") -> None:
+        given.append(mode)
+        if mode == "create":
+            raise OSError(errno.ENOSYS, "A header you provided implies functionality ...")
+        real(self, path, name)
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", put)
+    caches.upload(local.path, "memory://bucket/other.h5")
+    assert given == ["create", "overwrite"]
+    assert SynthCache("memory://bucket/other.h5").done.all()

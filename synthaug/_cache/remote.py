@@ -11,6 +11,7 @@ import time
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -179,11 +180,19 @@ def _put(path: Path, url: str, overwrite: bool) -> dict[str, Any]:
     if there is not None and not same and not overwrite:
         raise _occupied(url, path)
     if not same:
-        with _asking(url):
-            if isinstance(store, LocalFileSystem):  # others have no folders that must be made
-                os.makedirs(os.path.dirname(name), exist_ok=True)
-            store.put_file(os.fspath(path), name)
-            there = _identity(store, name)
+        try:
+            with _asking(url):
+                if isinstance(store, LocalFileSystem):  # others have no folders that must be made
+                    os.makedirs(os.path.dirname(name), exist_ok=True)
+                _send(store, path, name, new=there is None)
+                there = _identity(store, name)
+        except CacheError:
+            now = None if there is not None else _object(store, name, url)
+            if now is None:
+                raise
+            if not _holds(store, name, url, now, path):  # another job was faster
+                raise _occupied(url, path) from None
+            there = now  # it is ours, and only the answer was lost
         same = _holds(store, name, url, there, path)
     if there is None or not same:
         raise CacheError(
@@ -191,6 +200,23 @@ def _put(path: Path, url: str, overwrite: bool) -> dict[str, Any]:
             "make sure that nobody else writes it. Then try again."
         )
     return there
+
+
+def _send(store: Any, path: Path, name: str, *, new: bool) -> None:
+    """Uploads a file; a new object fails if another job made it meanwhile, where stores can tell.
+
+    S3 and Google's decide it themselves, by `If-None-Match: *` and `ifGenerationMatch=0`; of others
+    fsspec looks once more just before.
+    """
+    put = getattr(store, "_put_file", store.put_file)
+    if new and "mode" in signature(put).parameters:
+        try:
+            store.put_file(os.fspath(path), name, mode="create")
+            return
+        except OSError as error:
+            if error.errno != errno.ENOSYS:  # 501, of stores that know no conditions
+                raise
+    store.put_file(os.fspath(path), name)
 
 
 def _object(store: Any, name: str, url: str) -> dict[str, Any] | None:
