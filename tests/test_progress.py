@@ -2,9 +2,11 @@
 
 import io
 import sys
+import time
 
 import pytest
 
+from synthaug._support import progress
 from synthaug._support.progress import Lines, bar, counted
 
 
@@ -95,3 +97,27 @@ def test_an_unknown_way_of_showing_progress_is_refused(monkeypatch):
     monkeypatch.setenv("SYNTHAUG_PROGRESS", "loud")
     with pytest.raises(ValueError, match="SYNTHAUG_PROGRESS is 'loud', expected one of auto, bar"):
         bar(1, "read", "image")
+
+
+@pytest.mark.parametrize(
+    ("mode", "delay", "shown"),
+    [
+        ("bar", 0, "draw:   0%|"),
+        ("bar", 0.01, "draw:   0%|"),
+        ("lines", 0, "draw: 0 of 2 images (0"),
+    ],
+)
+def test_a_job_whose_first_step_takes_long_is_not_silent(monkeypatch, mode, delay, shown):
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(progress, "_TICK", 0.01)
+    monkeypatch.setenv("SYNTHAUG_PROGRESS", mode)
+    monkeypatch.setenv("SYNTHAUG_PROGRESS_SECONDS", "0.03")
+    with bar(2, "draw", "image", delay=delay):
+        until = time.monotonic() + 30
+        while stream.getvalue().count(shown) < 3 and time.monotonic() < until:
+            time.sleep(0.01)
+    ended = stream.getvalue()
+    assert ended.count(shown) >= 3
+    time.sleep(0.05)  # long enough for a tick, if there were one after the end
+    assert stream.getvalue() == ended

@@ -476,12 +476,15 @@ def plan(
     from synthaug._generate.cost import estimate_cost, evaluations_per_second
     from synthaug._plan import REQUIRED
     from synthaug._printable import printable_line
+    from synthaug._support.progress import bar
 
     synthesizer, rows, _, drawn_by = _prepare(checkpoint, _expanded(options))
     rate, startup = None, 0.0
     if estimate:
         startup = time.perf_counter() - started  # `generate` loads the same
-        rate = evaluations_per_second(synthesizer, rows, batch_size=batch_size)
+        with bar(1, "measure the speed", "part") as shown:
+            rate = evaluations_per_second(synthesizer, rows, batch_size=batch_size)
+            shown.update()
     cost = estimate_cost(
         len(rows),
         synthesizer.image_shape,
@@ -561,14 +564,11 @@ def generate(
     from synthaug._cache import State, contact_sheet
     from synthaug._cache.remote import work_file
     from synthaug._generate import generate as fill
-    from synthaug._support.files import check_outputs, picture_format, write_picture
+    from synthaug._support.files import check_outputs, write_picture
     from synthaug._support.reading import is_remote
 
     place = str(work_file(out)) if is_remote(out) else out
     sheet = str(Path(place).with_suffix(".png")) if place == out else None
-    if sheet is not None:
-        picture_format(sheet)
-        check_outputs(sheet)
     check_outputs(place)
     options = _expanded(_decided(place, options))
     engine = ray.engine(work.engine, partial(_load_there, os.getcwd(), checkpoint, options))

@@ -2,13 +2,16 @@
 
 The environment variable `SYNTHAUG_PROGRESS` chooses for a process and its children: `auto` (by
 where standard error goes), `bar`, `lines` or `off`. Lines appear every 30 seconds, or every
-`SYNTHAUG_PROGRESS_SECONDS`; a job that ends before the first one prints none.
+`SYNTHAUG_PROGRESS_SECONDS`; a job that ends before the first one prints none. The clock goes on
+while a step takes long, so that slow work can be told from none.
 """
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 MODES = ("auto", "bar", "lines", "off")
 SECONDS = 30.0
+_TICK = 5.0
+"""Seconds after which a bar is drawn again, whether a step has ended or not."""
 
 T = TypeVar("T")
 Bar: TypeAlias = "tqdm[Any] | Lines"
@@ -33,7 +38,7 @@ def bar(
     progress: bool | None = True,
     delay: float = 0,
     smoothing: float = 0.3,
-) -> Bar:
+) -> AbstractContextManager[Bar]:
     """Progress of one job, to be used in a `with` statement.
 
     Args:
@@ -63,8 +68,8 @@ def bar(
     if progress is False or os.environ.get("RANK", "0") != "0":  # one process speaks for all
         mode = "off"
     if mode == "lines":
-        return Lines(total, desc, unit, initial)
-    return auto.tqdm(
+        return _ticking(Lines(total, desc, unit, initial))
+    shown = auto.tqdm(
         total=total,
         desc=desc,
         unit=unit,
@@ -73,11 +78,29 @@ def bar(
         smoothing=smoothing,
         disable=mode == "off",
     )
+    return shown if shown.disable else _ticking(shown)
 
 
-def counted(items: Iterable[T], shown: Bar) -> Iterator[T]:
-    """The same items, each counted when the next one is asked for; ends the bar."""
+@contextmanager
+def _ticking(shown: Bar) -> Iterator[Bar]:
+    """The same bar, whose clock goes on between its updates, which may be minutes apart."""
+    ended = threading.Event()
+
+    def tick() -> None:
+        while not ended.wait(_TICK):
+            shown.refresh()
+
     with shown:
+        threading.Thread(target=tick, name="synthaug-progress", daemon=True).start()
+        try:
+            yield shown
+        finally:
+            ended.set()
+
+
+def counted(items: Iterable[T], job: AbstractContextManager[Bar]) -> Iterator[T]:
+    """The same items, each counted when the next one is asked for; ends the bar."""
+    with job as shown:
         for item in items:
             yield item
             shown.update()
@@ -103,6 +126,10 @@ class Lines:
     def update(self, n: int = 1) -> None:
         """Counts, and prints a line if the last one is old."""
         self.n += n
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Prints a line if the last one is old."""
         now = time.monotonic()
         if now - self.shown >= self.seconds:
             self._print(now)

@@ -116,9 +116,9 @@ def features_of(
     """
     parts = []
     starts = range(0, len(rows), _CHUNK)
-    shown = bar(len(starts), f"features, {name}", "block", progress=progress)
+    job = bar(len(starts), f"features, {name}", "block", progress=progress)
     size, folder = extraction.batch_size, extraction.folder
-    for start in counted(starts, shown):
+    for start in counted(starts, job):
         pixels = source.pixels(rows[start : start + _CHUNK])
         parts.append(extract(extractor, pixels, batch_size=size, features_dir=folder))
     return np.concatenate(parts)

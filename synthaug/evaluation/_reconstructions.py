@@ -68,8 +68,8 @@ def reconstructions(
         raise ValueError("`real` does not name its classes. Pass `classes`.")
     _check(vae, source.image_shape, str(checkpoint))
     parts: list[Tensor] = []
-    shown = bar(len(source), "reconstruct", "image", progress=progress)
-    with torch.inference_mode(), shown:
+    job = bar(len(source), "reconstruct", "image", progress=progress)
+    with torch.inference_mode(), job as shown:
         for pixels in source.blocks(batch_size):
             images = to_images(sent(pixels, place))
             encoded = vae.encode(images)
