@@ -934,15 +934,14 @@ def test_a_shift_decides_which_evidence_counts(change: dict[str, Any], verdict: 
         ({"calibrated": 9, "shifted": True}, "9 of 100 images come closer to a training image"),
     ],
 )
-def test_a_verdict_opens_with_what_was_found(change: dict[str, Any], opening: str) -> None:
+def test_a_verdict_is_followed_by_what_was_found(change: dict[str, Any], opening: str) -> None:
     findings = replace(NOTHING, withheld=12, fewest_copies=1, **change)
     verdict, reasons = judge(
         findings, COUNTS, power=[seen()], missing=("drawn",), fdr=0.05, level=0.01
     )
     text = told(verdict, reasons)
-    assert text.startswith(opening)
+    assert text.startswith(f"Verdict: {verdict}. {opening}")
     assert text.splitlines()[0].endswith("withheld.")
-    assert text.splitlines()[1].startswith(f"Verdict: {verdict}. ")
     assert "1 synthetic class has no held-out images: 'drawn'." in text
     assert "detects 3 copies or more of training images" in text
     assert len(text.split()) < 150

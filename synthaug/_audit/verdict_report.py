@@ -15,15 +15,13 @@ from synthaug.errors import AuditError
 
 
 def told(verdict: str, reasons: Sequence[str]) -> str:
-    """Returns the findings, then the verdict and its reasons, a line for each.
+    """Returns the verdict and what was found, then the other reasons, a line for each.
 
-    >>> print(told("pass", ["No sign of copies.", "The hold-out is large.", "That is all."]))
-    No sign of copies.
-    Verdict: pass. The hold-out is large.
-    That is all.
+    >>> print(told("pass", ["No sign of copies.", "The hold-out is large."]))
+    Verdict: pass. No sign of copies.
+    The hold-out is large.
     """
-    first, *rest = reasons
-    return "\n".join([first, " ".join([f"Verdict: {verdict}.", *rest[:1]]), *rest[1:]])
+    return "\n".join([f"Verdict: {verdict}. {reasons[0]}", *reasons[1:]])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -55,7 +53,7 @@ class VerdictReport(Report):
 
     def _said(self) -> list[Part]:
         """Returns the verdict and its reasons as text."""
-        return [f"{self.verdict}: {self.reasons[0]}", *self.reasons[1:]]
+        return [*told(self.verdict, self.reasons).splitlines()]
 
     def _verdict_box(self) -> Markup:
         """Returns the reasons, marked by the color of the verdict."""
