@@ -147,14 +147,14 @@ def improve(
         "share": report.share,
         "lines": report.lines(),
     }
-    next = _next(report, data, out, config.minutes)
+    next = _next(report, call)
     return published(report, call, str(Path(out) / "improve"), record, next=next)
 
 
-def _next(report: "ImproveReport", data: str, out: str, minutes: float) -> str:
+def _next(report: "ImproveReport", call: Call) -> str:
     """Names the next step after an answer."""
     if report.verdict == "planned":
-        return next_line("improve", data, out, "--minutes", f"{minutes:g}")
+        return f"Next: {call.brief.without({'dry_run'}).line}"
     if report.verdict == "use":
         return next_line("cite", [one for one in report.rounds if one.kept][-1].cache)
     if report.verdict == "none":
