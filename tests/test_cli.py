@@ -32,7 +32,8 @@ from synthaug._cli.audit import _next as next_step
 from synthaug._cli.call import Call, Result
 from synthaug._cli.options import FileOptions, ImageOptions
 from synthaug._cli.training import METHODS as TRAININGS
-from synthaug._cli.training import _warn_of_few_steps
+from synthaug._cli.training import TrainingRequest, _duration, _warn_of_few_steps
+from synthaug._cli.training_options import TrainOptions
 from synthaug.errors import CacheError
 from synthaug.features import TorchModule
 from synthaug.selection import ImageSelection
@@ -351,7 +352,7 @@ def test_audit_and_evaluation_follow_each_other(work, cache):
     record = json.loads(report.with_suffix(".json").read_text())
     assert outcome.code == record["exit_code"]
     assert outcome.code in (0, 1, 3)
-    assert f"\nVerdict: {record['verdict']}. " in outcome.out
+    assert outcome.out.startswith(f"Verdict: {record['verdict']}. ")
     line = outcome.out.splitlines()[-1]
     train = f"folder:{work / 'train'}"
     mixes = f"synthaug evaluate {train} {cache} TEST --audit {report}.json"
@@ -361,7 +362,9 @@ def test_audit_and_evaluation_follow_each_other(work, cache):
 
     copies = run("audit", f"folder:{work / 'train'}", *audit[2:-1], work / "copies")
     assert copies.code == 1
-    assert copies.out.startswith("36 of 36 images equal a training image pixel by pixel. They are")
+    assert copies.out.startswith(
+        "Verdict: fail. 36 of 36 images equal a training image pixel by pixel. They are"
+    )
     last = copies.out.splitlines()[-1]
     assert last.startswith(
         f"Look at {work / 'copies'}.html first. Then remove the 36 withheld images"
@@ -530,7 +533,10 @@ def test_a_split_tells_of_names_that_other_systems_do_not_take(tmp_path, monkeyp
     assert "Rename them if the folders will travel" in outcome.err
     shutil.rmtree(tmp_path / "parts")
     # A disk that takes both names for one file.
-    monkeypatch.setattr(os.path, "lexists", lambda path: str(path).endswith("1.png"))
+    exists = os.path.exists
+    monkeypatch.setattr(
+        os.path, "lexists", lambda path: exists(path) or f"{path}".endswith("1.png")
+    )
     assert "and another file have one name on this disk" in fail(2, *line)
     assert not (tmp_path / "parts").exists()
 
@@ -991,15 +997,16 @@ def test_so_few_steps_that_only_noise_comes_are_warned_of(caplog, steps, warned)
     assert caplog.text.count("expect noise") == warned * len(new)
 
 
-def test_a_trial_is_small_says_so_and_names_the_whole_command(work, tmp_path):
+def test_a_trial_is_small_says_so_and_names_the_whole_command(work, tmp_path, monkeypatch):
     data, out = f"folder:{work / 'train'}", tmp_path / "run"
     config = TrainingConfig.trial()
     assert config.steps * config.batch_size < TrainingConfig.steps
     assert config.learning_rate_at(config.steps // 5) == config.learning_rate  # warm by then
     given = ["train", data, out, "--trial", "--steps", 2, "--seed", 3]
     text = succeed(*given, "--device", "cpu")
-    assert "That was a trial" in text
+    assert re.search("That was a trial: .* The real job takes about .* on this device.\n", text)
     assert text.endswith(f"Next: synthaug train {data} {out} --seed 3 --device cpu\n")
+    monkeypatch.setattr("synthaug._cli.training._duration", lambda *_: "")  # it takes seconds
     assert f"Checkpoint: {out}-trial.\n" in succeed(*given, "--device", "cpu")
     assert f"Checkpoint: {out}-trial-2.\n" in succeed(*given[:-1], 4, "--device", "cpu")
     assert not out.exists()
@@ -1038,6 +1045,21 @@ def test_an_option_of_another_method_is_refused_even_if_it_is_the_default(tmp_pa
     given = ["train", "digits", tmp_path / "run", "--method", "cold", "--label-dropout", "0.1"]
     given += ["--steps", 1]
     assert "`--label-dropout` has no meaning with --method cold" in fail(2, *given)
+
+
+def test_the_time_of_the_real_job_is_that_of_all_its_steps_and_images(monkeypatch):
+    now = [0.0]
+
+    def taken(job: Any) -> Any:
+        assert job.config.batch_size == 4  # 4 x 32 x 32 pixels
+        now[0] += 5 + 0.5 * job.config.steps
+
+    monkeypatch.setattr("synthaug._cli.training.time.monotonic", lambda: now[0])
+    monkeypatch.setenv("SYNTHAUG_PROGRESS", "off")
+    config = TrainingConfig(steps=1000, batch_size=8)
+    real = SimpleNamespace(image_shape=(3, 32, 32))
+    job = TrainingRequest(real=real, data="", out="", options=TrainOptions(), config=config)
+    assert _duration(taken, job) == " The real job takes about 17 minutes on this device."
 
 
 def test_the_images_of_a_trial_are_small_unless_a_size_is_stated(tmp_path, monkeypatch, caplog):

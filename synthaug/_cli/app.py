@@ -35,6 +35,7 @@ from synthaug._cli.idle import refuse_idle
 from synthaug._cli.improvement import improve
 from synthaug._cli.inversion import invert
 from synthaug._cli.memorization import evaluate_canaries, evaluate_membership
+from synthaug._cli.outputs import check_places
 from synthaug._cli.parser import Parser, arguments, bound, command_parser, meant, values
 from synthaug._cli.parser import option as as_option
 from synthaug._cli.scores import evaluate_density, evaluate_quality
@@ -79,7 +80,7 @@ CACHE_COMMANDS: dict[str, Any] = {
 COMMON = {
     "improve": "dry_run validation test checkpoint generator_steps minutes shares model steps "
     "horizontal_flip adversarial image_size device config",
-    "train": "method condition trial image_size horizontal_flip steps batch_size device config",
+    "train": "method condition trial image_size horizontal_flip steps device config",
     "invert": "estimate updates batch_size learning_rate seed image_size device config",
     "plan": "per_class ratio counts guidance_scale strength source scheduler "
     "num_inference_steps seed estimate devices config",
@@ -336,6 +337,7 @@ def main(words: Sequence[str] | None = None) -> None:
         ):
             logging.getLogger("synthaug").info("%s", call.line)
             refuse_idle(call, {one.name: one.default for one in arguments(request.function)})
+            check_places(call)
             result = request.function(**bound(request.function, call))
         _answer(result, call, as_json=shared["json"])
     sys.exit(result.code)

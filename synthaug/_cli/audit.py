@@ -82,10 +82,8 @@ def audit(
     from synthaug._audit.acceptance import read_acceptance
     from synthaug._audit.notes import Notes, add_notes
     from synthaug._audit.verdict_report import told
-    from synthaug._support.files import check_outputs
     from synthaug.features import ExtractionConfig
 
-    check_outputs(f"{out}.html", f"{out}.json")
     if options.accept is not None:
         add_notes(synthetic, Notes(accepted=(read_acceptance(options.accept),)))
     spaces = [networks.extractor(name) for name in names(options.features or [])]

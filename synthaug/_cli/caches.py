@@ -29,13 +29,13 @@ def info(cache: str, *, sheet: str | None = None) -> Result:
         cache: The HDF5 file.
         sheet: Also writes a picture of images of every class, or of the first 500.
     """
-    from synthaug._cache import SynthCache, contact_sheet, info_text
-    from synthaug._cache import info as facts
-    from synthaug._support.files import check_outputs, picture_format, write_picture
+    from synthaug._support.files import picture_format, write_picture
 
     if sheet is not None:
         picture_format(sheet)
-        check_outputs(sheet)
+    from synthaug._cache import SynthCache, contact_sheet, info_text
+    from synthaug._cache import info as facts
+
     opened = SynthCache(cache)
     text = info_text(opened)
     if sheet is not None:

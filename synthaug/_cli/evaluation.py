@@ -199,12 +199,10 @@ def evaluate(
         out: Writes OUT.html and OUT.json, and keeps finished runs in the directory OUT.
     """
     from synthaug._cache import SynthCache
-    from synthaug._support.files import check_outputs
     from synthaug._training.trackers import check_tracker
     from synthaug.evaluation import StandardAugment
     from synthaug.evaluation import evaluate as run
 
-    check_outputs(f"{out}.html", f"{out}.json")
     check_tracker(runs.log_with)
     cache = SynthCache(synthetic)
     shape = cache.image_shape
@@ -339,12 +337,13 @@ def evaluate_labels(
         seeds: How many classifiers, whose probabilities are averaged.
         out: Writes OUT.json, for evaluate --labels.
     """
+    if (threshold is None) == (percentile is None):  # said before anything is loaded
+        got = "none" if threshold is None else "both"
+        raise ValueError(f"Give exactly one of `threshold` and `percentile`; got {got}.")
+    check_whole(1, seeds=seeds)
     from synthaug._cache import SynthCache
-    from synthaug._support.files import check_outputs
     from synthaug.evaluation._label_check import check_labels
 
-    check_outputs(f"{out}.json")
-    check_whole(1, seeds=seeds)
     cache = SynthCache(synthetic)
     images = files.shaped(real, cache.image_shape, cache.classes)
     announce(images, classifiers, seeds)

@@ -62,11 +62,9 @@ def evaluate_membership(
         out: Writes OUT.html and OUT.json.
     """
     from synthaug._audit import membership
-    from synthaug._support.files import check_outputs
     from synthaug.synthesizers import LossGrid
     from synthaug.synthesizers._kinds import load as load_checkpoint
 
-    check_outputs(f"{out}.html", f"{out}.json")
     model: Any = load_checkpoint(checkpoint, **networks.loading())
     report = membership(
         model,
@@ -118,9 +116,7 @@ def evaluate_canaries(
         out: Writes OUT.html and OUT.json.
     """
     from synthaug._audit.canary_report import came_back
-    from synthaug._support.files import check_outputs
 
-    check_outputs(f"{out}.html", f"{out}.json")
     report = came_back(conform.synthetic(synthetic, files), run, level=level)
     record = {
         "p_value": report.p_value,

@@ -116,11 +116,14 @@ class ExtractorOptions:
 
     def extractor(self, name: str | None, option: str = "--features") -> Any:
         """Returns the extractor that `--features`, or another option, names."""
-        from synthaug._support.devices import choose_device
-        from synthaug.features import NAMES, named
-
         if name is None:
-            raise ValueError(f"`features` is missing. Choose one of {NAMES}.")
+            raise ValueError(
+                "`features` is missing. Choose pixels, spectrum, torchscript:FILE, "
+                "torchvision:NAME or timm:NAME."
+            )
+        from synthaug._support.devices import choose_device
+        from synthaug.features import named
+
         try:
             return named(name, trusted=self.trust_torchscript, device=choose_device(self.device))
         except FileNotFoundError as error:

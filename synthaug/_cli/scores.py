@@ -53,9 +53,6 @@ def _scored(
         out: The report.
         classifiers: Settings of `run` that options merely name.
     """
-    from synthaug._support.files import check_outputs
-
-    check_outputs(f"{out}.html", f"{out}.json")
     extractor, (synthetic, real) = networks.extractor(options.features), compared
     images = conform.synthetic(synthetic, files)
     shared = {field.name for field in fields(ScoringOptions)}

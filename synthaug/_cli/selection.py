@@ -82,12 +82,10 @@ def select(
         dry_run: Check all arguments, say what would be done, and stop.
     """
     from synthaug._cache import SynthCache
-    from synthaug._support.files import check_outputs
     from synthaug.selection._folds import Judges
     from synthaug.selection._select import planned
     from synthaug.selection._select import select as run
 
-    check_outputs(f"{out}.html", f"{out}.json")
     opened = SynthCache(cache)
     images = files.shaped(real, opened.image_shape)
     how = choice.built(classifiers)

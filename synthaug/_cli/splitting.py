@@ -45,7 +45,6 @@ def split(
     from synthaug._cache.files import new_folder
     from synthaug._images.loaders import parse_spec
     from synthaug._printable import amount
-    from synthaug._support.files import check_folder
     from synthaug._support.progress import bar
 
     kind, where, _ = parse_spec(data, None)
@@ -57,11 +56,8 @@ def split(
     root, target = Path(os.path.abspath(Path(where).expanduser())), Path(out).absolute()
     if not 0 < test < 1:
         raise ValueError(f"`test` must lie between 0 and 1, got {test}.")
-    if os.path.lexists(target):
-        raise ValueError(f"{out} exists already, and nothing is overwritten. Choose another name.")
     if target.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"{out} lies in {where}, where it would be a class. Choose another place.")
-    check_folder(out)
     real = files.opened(data, image_shape=_COMPARED)
     rows = split_for_audit(real, holdout=test, labels=real.labels, seed=seed)
     sides = dict(zip(("train", "test"), rows, strict=True))

@@ -103,17 +103,15 @@ def sweep(
         network: The generator's network.
         files: For folders.
     """
-    from synthaug._support.files import check_outputs
-    from synthaug.sweeps import default_grid
-    from synthaug.sweeps import sweep as run
-    from synthaug.synthesizers._kinds import load as load_checkpoint
-
-    check_outputs(*(f"{choice.out}.{kind}" for kind in ("html", "json", "png")))
     if choice.validation is None:
         raise ValueError(
             "`validation` is missing: images to choose by, which are neither training images nor "
             "test images."
         )
+    from synthaug.sweeps import default_grid
+    from synthaug.sweeps import sweep as run
+    from synthaug.synthesizers._kinds import load as load_checkpoint
+
     synthesizer: Any = load_checkpoint(checkpoint, **network.loading())
     shape, classes = synthesizer.image_shape, synthesizer.classes
     guidance, out = choice.guidance, choice.out

@@ -1,6 +1,8 @@
 """The command that trains a generator."""
 
 import logging
+import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -34,12 +36,14 @@ class TrainingRequest:
     out: str
     options: TrainOptions
     config: TrainingConfig
+    progress: bool = True
 
     @property
     def network(self) -> dict[str, Any]:
         """Arguments of every fit of a new network."""
         return {
             "config": self.config,
+            "progress": self.progress,
             "channels": self.options.width,
             "num_layers": self.options.num_layers,
             "horizontal_flip": self.options.horizontal_flip,
@@ -70,6 +74,8 @@ class Trained:
     caption: str = ""
     next: str = ""
     """The command to go on with; CHECKPOINT in it stands for what was trained."""
+    duration: str = ""
+    """A sentence on how long that command takes."""
 
 
 def _labels(job: TrainingRequest) -> Trained:
@@ -284,21 +290,19 @@ def train(
             steps.
         condition: The input of diffusion besides the noisy image: its label, or tokens of an
             encoder that is learned along with it, for synthaug invert.
-        trial: Train a small network on small images, in OUT-trial, to see whether shapes come: a
-            minute or two of a processor. What is stated stays; warm-up and decay are shortened as
-            the steps are. A trial with other options goes to OUT-trial-2. For networks that begin
-            anew.
+        trial: Train a small network on small images, in OUT-trial: in minutes it shows whether
+            shapes come, and how long the real job takes. What is stated stays. For networks that
+            begin anew.
     """
     kind = f"--condition {condition}" if method == "diffusion" else f"--method {method}"
     run, taken = METHODS.get(kind, (partial(_registered, method=method), ()))
     foreign = _foreign(taken)
     _check(kind, foreign, options, call)
-    full = _full_job(call)
+    small, asked = _small_values(call), options
     if trial:
         options = _trial(kind, options, call)
         out = _trial_folder(out, call.brief.line)
-    check_folder(out)
-    real = options.load(data, options)
+    whole = real = options.load(data, options)
     if trial and options.image_size is None:
         real = _small(real, data, options)
     real = options.planted(real)
@@ -312,7 +316,12 @@ def train(
     if options.canaries is not None:
         real.plan.save(out)
     if trial:
-        made = replace(made, next=full)
+        asked = replace(asked, **{name: vars(TrainOptions())[name] for name in small})
+        config = _config(asked, kind)
+        job = replace(job, real=whole, options=asked, config=config, progress=False)
+        with kept_at_stop(lambda: f"The trial is complete: {out}."):
+            duration = _duration(run, job)
+        made = replace(made, next=call.brief.without({"trial", *small}).line, duration=duration)
         changed = {name: vars(options)[name] for name in (*_TRIAL, *_SCHEDULE)}
         call = call.having(**changed, out=out)
     call = call.having(precision=made.result.precision).without(foreign)
@@ -359,6 +368,7 @@ def _concluded(job: TrainingRequest, made: Trained, score: Any, call: Call) -> R
         chosen = str(best.path)
     if call.arguments.get("trial"):
         lines.append("That was a trial: judge whether shapes come, not how good they are.")
+        lines[-1] += made.duration
     lines.append(f"Next: {made.next.replace('CHECKPOINT', chosen, 1)}")
     return Result(record=record, text="\n".join(lines))
 
@@ -393,14 +403,49 @@ def _trial(kind: str, options: TrainOptions, call: Call) -> TrainOptions:
     return replace(options, **changed)
 
 
-def _full_job(call: Call) -> str:
-    """The line of the real job: that of a trial, without values that are small for its sake."""
+def _small_values(call: Call) -> set[str]:
+    """Names of the options whose values are small for a trial's sake, which the real job leaves
+    out."""
     usual: dict[str, Any] = {"steps": TrainingConfig.steps, "batch_size": TrainingConfig.batch_size}
     usual["width"] = TrainOptions.width
     small = {name for name, value in usual.items() if call.arguments[name] < value}
     if "steps" in small:
         small |= {*_SCHEDULE}
-    return call.brief.without({"trial", *small}).line
+    return small
+
+
+_TIMED = 3
+"""Steps that are measured, to say how long all take."""
+_TIMED_PIXELS = 4096
+"""Pixels of the images of such a step, but for one image at least: large batches take long."""
+
+
+def _duration(run: Callable[[TrainingRequest], Trained], job: TrainingRequest) -> str:
+    """A sentence on how long a training takes here, measured in a few steps of few images."""
+    from accelerate import PartialState
+
+    from synthaug._plan import time_text
+    from synthaug._support.progress import bar
+
+    if PartialState().num_processes > 1:
+        return ""
+    config, (_, height, width) = job.config, job.real.image_shape
+    images = max(1, min(config.batch_size, _TIMED_PIXELS // (height * width)))
+
+    def seconds(steps: int) -> float:
+        short = replace(config, steps=steps, batch_size=images, warmup_steps=0, decay_steps=0)
+        with tempfile.TemporaryDirectory() as folder:
+            begun = time.monotonic()
+            run(replace(job, out=folder, config=replace(short, log_with=None)))
+            return time.monotonic() - begun
+
+    measured = []
+    with bar(3, "measure the real job", "part") as shown:
+        for steps in (1, 1, 1 + _TIMED):  # the first one warms up
+            measured.append(seconds(steps))
+            shown.update()
+    each = max(0.0, measured[2] - measured[1]) / _TIMED * config.batch_size / images
+    return f" The real job takes {time_text(each * config.steps)} on this device."
 
 
 def _trial_folder(out: str, line: str) -> str:

@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -28,19 +28,35 @@ def check_folder(path: str | os.PathLike[str]) -> None:
     """Whether a folder can be written to, or made, before work starts whose results go into it.
 
     Raises:
-        ValueError: It is a URL; or it, or a folder that it would lie in, is a file, or cannot be
-            written to.
+        ValueError: It is a URL, or its name is too long; or it, or a folder that it would lie in,
+            is a file, or cannot be written to.
     """
     check_local(path)
-    path = Path(path)
-    place = next(p for p in (path, *path.absolute().parents) if p.exists())
+    path = Path(path).absolute()
+    place = next(p for p in (path, *path.parents) if os.path.lexists(p))
     if not place.is_dir():
-        raise ValueError(f"{place} is a file, expected a folder to write to. Choose another name.")
+        kind = "a file" if place.exists() else "a link to nothing"
+        raise ValueError(f"{place} is {kind}, expected a folder to write to. Choose another name.")
+    _check_lengths(path.relative_to(place).parts)
     if not (os.access(place, os.W_OK | os.X_OK) and _takes_files(place)):
         raise ValueError(
             f"Nothing can be written to the folder {place}: it is read-only, or somebody else's. "
             "Choose another one."
         )
+
+
+_LONGEST = 220
+"""Bytes of a name. Nearly all systems take 255; ours are longer until what they name is whole."""
+
+
+def _check_lengths(names: Iterable[str]) -> None:
+    for name in names:
+        size = len(os.fsencode(name))
+        if size > _LONGEST:
+            raise ValueError(
+                f"The name {name[:16]}... has {size} bytes, more than the {_LONGEST} that a name "
+                "may have. Choose a shorter one."
+            )
 
 
 def _takes_files(folder: Path) -> bool:
@@ -64,6 +80,7 @@ def check_outputs(*paths: str | os.PathLike[str]) -> None:
             raise ValueError(f"{path} is a folder, expected a file to write. Choose another name.")
         check_replaceable(path)
         check_folder(Path(path).parent)
+        _check_lengths([Path(path).name])
 
 
 def sync_file(fd: int) -> None:

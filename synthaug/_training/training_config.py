@@ -67,7 +67,7 @@ class TrainingConfig:
 
     @classmethod
     def trial(cls, **changes: Any) -> "TrainingConfig":
-        """Settings for a first look at a small, new network: shapes after a minute or two.
+        """Settings for a first look at a small, new network: shapes after minutes on a CPU.
 
             model, result = ClassConditional.fit(
                 real, "runs/look", config=TrainingConfig.trial(), channels=16
