@@ -1,6 +1,7 @@
 """Measures layout, compilation, threads and batch size of our small networks on a processor.
 
     python benchmarks/cpu_paths.py
+    python benchmarks/cpu_paths.py --bfloat16 --channels 16 32 64 --batch 32 --out cpu_bfloat16
 
 The network is the one that `synthaug train` makes; a step of training is forward, backward and
 AdamW, a step of sampling one forward pass. All ways take turns in one process, and ratios are to
@@ -15,6 +16,8 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -27,10 +30,10 @@ OURS = "channels-last"
 Step = Callable[[], torch.Tensor]
 
 
-def network(size: int) -> Any:
-    """The network of `train` with its default settings, in our layout."""
+def network(size: int, channels: int = 32) -> Any:
+    """The network of `train`, with its default settings but for the channels, in our layout."""
     torch.manual_seed(0)
-    return settle_layout(build_unet((3, size, size), num_classes=10))
+    return settle_layout(build_unet((3, size, size), num_classes=10, channels=channels))
 
 
 def sampling(net: Any, size: int, batch: int, layout: torch.memory_format) -> Step:
@@ -146,6 +149,29 @@ def compiled(job: str, size: int, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def in_bfloat16(step: Step) -> Step:
+    """The step under autocast, as `train` makes it in this precision."""
+
+    def quicker() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return step()
+
+    return quicker
+
+
+def halved(job: str, size: int, channels: int, args: argparse.Namespace) -> dict[str, Any]:
+    """bfloat16 beside float32: drawing with weights in it, training under autocast."""
+    make = partial(JOBS[job], size=size, batch=args.batch, layout=torch.channels_last)
+    ours = make(network(size, channels))
+    if job == "training":
+        other = in_bfloat16(make(network(size, channels)))
+    else:
+        net = network(size, channels).bfloat16()
+        other = make(lambda x, t, class_labels: net(x.bfloat16(), t, class_labels=class_labels))
+    ways = {OURS: (ours, 1, args.batch), "bfloat16": (other, 1, args.batch)}
+    return compared(ways, args.rounds, args.seconds)
+
+
 def largest_difference(quick: Any, size: int, args: argparse.Namespace) -> float:
     """By which the compiled network's predictions differ, whose standard deviation is about 1."""
     results = []
@@ -167,14 +193,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.5, help="of each way in each round")
     parser.add_argument("--out", default="cpu_paths", help="name of the file in results/")
+    parser.add_argument("--bfloat16", action="store_true", help="instead of the eager ways")
+    parser.add_argument("--channels", type=int, nargs="+", default=[32], help="with --bfloat16")
     args = parser.parse_args()
     parts = written(args.out).get("parts", {})
-    for size in args.sizes:
+    for size, channels in product(args.sizes, args.channels):
         for job in args.jobs:
             name = f"{job}, {size} pixels" + ", compiled" * args.compile
+            name += f", {channels} channels" * args.bfloat16
             name += ", passive" * (os.environ.get("OMP_WAIT_POLICY") == "PASSIVE")
             if name not in parts:
-                measured = compiled(job, size, args) if args.compile else eager(job, size, args)
+                if args.bfloat16:
+                    measured = halved(job, size, channels, args)
+                else:
+                    measured = compiled(job, size, args) if args.compile else eager(job, size, args)
                 parts[name] = {"batch": args.batch, "rounds": args.rounds, "ways": measured}
                 write(args.out, {"parts": parts})
             for way, row in parts[name]["ways"].items():

@@ -1564,6 +1564,23 @@ def cpu_compiled() -> Lines:
 
 
 @block
+def cpu_bfloat16() -> Lines:
+    parts = read("cpu_bfloat16")["parts"]
+    return table(
+        ["job", "time in bfloat16"],
+        [
+            [
+                name,
+                "{median:.2f} ({min:.2f} to {max:.2f})".format(
+                    **part["ways"]["bfloat16"]["processor_ratio"]
+                ),
+            ]
+            for name, part in parts.items()
+        ],
+    )
+
+
+@block
 def stacked_seeds() -> Lines:
     return table(
         ["classifier", "most that stacking can gain"],

@@ -50,6 +50,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
     def go(bfloat16: bool) -> None:
         monkeypatch.setattr("synthaug._support.precision.has_bfloat16", lambda device: bfloat16)
+        monkeypatch.setattr("synthaug._support.precision._WIDE", 1)  # our networks are tiny
 
     return go
 
@@ -58,6 +59,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Has torch's queries answer so; None takes a query away."""
     monkeypatch.setattr("synthaug._support.precision.has_bfloat16", has_bfloat16)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
 
     def of(*answers: bool | None) -> None:
         for query, answer in zip(QUERIES, answers, strict=True):
@@ -95,6 +98,34 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_processor_gets_bfloat16_if_torch_says_that_it_has_it(processor, answers, chosen):
     processor(*answers)
     assert resolve_precision("auto", CPU) == chosen
+
+
+def test_a_limit_of_the_instructions_takes_bfloat16_away(monkeypatch, processor):
+    processor(True, True)
+    for limit in ("SSE41", "AVX2", "AVX2_VNNI_2", "avx512_core_vnni"):
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        assert not has_bfloat16(CPU)
+    for limit in ("AVX512_CORE_BF16", "avx512_core_amx", "AVX10_1_512_AMX_FP16", "ALL"):
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        assert has_bfloat16(CPU)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert not has_bfloat16(CPU)
+
+
+def test_a_narrow_network_with_group_normalization_stays_in_float32_on_a_cpu(processor, caplog):
+    processor(True, False)
+    caplog.set_level(logging.INFO, "synthaug")
+
+    def network(width: int, *more: torch.nn.Module) -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Conv2d(3, width, 3), *more)
+
+    chosen = {
+        (width, len(more)): resolve_precision("auto", CPU, network=network(width, *more))
+        for width in (16, 32)
+        for more in ((), (torch.nn.GroupNorm(4, width),))
+    }
+    assert [key for key, found in chosen.items() if found == "float32"] == [(16, 1)]
+    assert "where so narrow a network is slower" in caplog.messages[1]
 
 
 @pytest.mark.parametrize(("native", "chosen"), [(True, "bfloat16"), (False, "float32")])

@@ -416,8 +416,11 @@ def _animorphosis(checkpoint: str, others: str, files: FileOptions) -> Any:
     return Animorphosis(others=files.shaped(others, shape), num_levels=levels)
 
 
-def _decided(out: str, options: PlanOptions) -> PlanOptions:
-    """The options with the precision that "auto" stands for: that of the cache, if there is one."""
+def _decided(out: str, options: PlanOptions, *, elsewhere: bool) -> PlanOptions:
+    """The options with the precision that "auto" stands for: that of the cache, if there is one.
+
+    On a CPU of its own the job leaves it to the network; `elsewhere` the first machine decides.
+    """
     from synthaug._cache import SynthCache
     from synthaug._support.devices import choose_device
     from synthaug._support.precision import recorded_precision, resolve_precision
@@ -426,6 +429,8 @@ def _decided(out: str, options: PlanOptions) -> PlanOptions:
     if options.precision == "auto" and Path(out).exists():
         begun = recorded_precision(SynthCache(out).manifest["recipe"]["settings"])
     device = choose_device(options.device)
+    if begun is None and device.type == "cpu" and not elsewhere:
+        return options
     return replace(options, precision=resolve_precision(options.precision, device, begun=begun))
 
 
@@ -565,16 +570,18 @@ def generate(
     from synthaug._cache.remote import work_file
     from synthaug._generate import generate as fill
     from synthaug._support.files import check_outputs, write_picture
+    from synthaug._support.precision import recorded_precision
     from synthaug._support.reading import is_remote
 
     place = str(work_file(out)) if is_remote(out) else out
     sheet = str(Path(place).with_suffix(".png")) if place == out else None
     check_outputs(place)
-    options = _expanded(_decided(place, options))
+    options = _expanded(_decided(place, options, elsewhere=work.engine == "ray"))
     engine = ray.engine(work.engine, partial(_load_there, os.getcwd(), checkpoint, options))
     if work.engine == "ray":  # the actors draw: here nothing should take a GPU
         options = replace(options, device="cpu")
     synthesizer, rows, source, drawn_by = _prepare(checkpoint, options)
+    used = recorded_precision(synthesizer.recipe()["settings"]) or options.precision
     cache = fill(
         synthesizer,
         rows,
@@ -584,7 +591,7 @@ def generate(
         shard=work.shard,
         source=source,
         license=licenses.record(checkpoint),
-        command=call.having(precision=options.precision).line,
+        command=call.having(precision=used).line,
         encoding=storage.encoding,
         wait=work.wait,
     )

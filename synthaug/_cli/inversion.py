@@ -28,8 +28,8 @@ class GeneratorOptions:
 
     Args:
         image_size: Height and width to learn and draw at, if not the checkpoint's own.
-        precision: Precision of the network; embeddings are float32 always. auto is bfloat16 on a
-            device that has it in hardware, and what was begun keeps its own.
+        precision: Precision of the network; embeddings are float32 always. auto is bfloat16 where
+            the hardware makes it faster, and what was begun keeps its own.
         device: cpu, cuda ...; by default a GPU if there is one.
     """
 

@@ -22,7 +22,7 @@ class NetworkOptions:
 
     Args:
         classes: Class names or prompts (cat,dog), for a checkpoint that does not name them.
-        precision: auto is bfloat16 on a device that has it in hardware, else float32; what was
+        precision: auto is bfloat16 where the hardware makes it faster, else float32; what was
             begun keeps its own. In bfloat16 images depend slightly on the batch size.
         device: cpu, cuda ...; by default a GPU if there is one.
     """

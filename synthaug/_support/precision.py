@@ -5,6 +5,7 @@ or "bfloat16".
 """
 
 import logging
+import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -23,6 +24,13 @@ logger = logging.getLogger("synthaug")
 Resolved = Literal["float32", "bfloat16"]
 Precision = Literal["auto", "float32", "bfloat16"]
 _Module = TypeVar("_Module", bound="nn.Module")
+
+_WIDE = 32
+"""Channels of a first layer from which on bfloat16 is not slower on a CPU that has it; measured."""
+
+_WITHOUT = ("DEFAULT", "NO AVX", "AVX2")
+_LIMITS_WITH = ("ALL", "DEFAULT", "BF16", "FP16", "AMX")
+"""Ends of oneDNN's names for the sets of instructions with bfloat16."""
 
 _PROBE_SIDE = 128
 _PROBE_SECONDS = 0.01
@@ -48,23 +56,49 @@ def has_bfloat16(device: "torch.device") -> bool:
         return torch.xpu.is_bf16_supported()
     if device.type != "cpu":
         return False
+    # Who limits the instructions that torch and oneDNN may use gets the emulation on any processor.
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "ALL")).upper()
+    if torch.backends.cpu.get_cpu_capability() in _WITHOUT or not limit.endswith(_LIMITS_WITH):
+        return False
     # Private functions of torch, which other versions may not have.
     queries = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, query, lambda: False)() for query in queries)
 
 
-def fastest_precision(device: "torch.device") -> Resolved:
-    """Returns the precision that "auto" means on a device, for a new run."""
-    return "bfloat16" if has_bfloat16(device) else "float32"
+def fastest_precision(device: "torch.device", network: "nn.Module | None" = None) -> Resolved:
+    """Returns the precision that "auto" means on a device, for a new run.
+
+    Args:
+        device: Where it runs.
+        network: The network that runs, if it is known. Group normalization and attention are
+            slower in bfloat16 on a CPU, and in a narrow network they take most of the time.
+    """
+    slow = device.type == "cpu" and network is not None and _is_narrow(network)
+    return "bfloat16" if has_bfloat16(device) and not slow else "float32"
 
 
-def resolve_precision(precision: str, device: "torch.device", *, begun: object = None) -> Resolved:
+def _is_narrow(network: "nn.Module") -> bool:
+    """Whether its first layer makes few channels, and groups of them are normalized."""
+    from torch import nn
+
+    width = next((len(p) for p in network.parameters() if p.dim() > 1), _WIDE)
+    return width < _WIDE and any(isinstance(part, nn.GroupNorm) for part in network.modules())
+
+
+def resolve_precision(
+    precision: str,
+    device: "torch.device",
+    *,
+    begun: object = None,
+    network: "nn.Module | None" = None,
+) -> Resolved:
     """Turns "auto" into the precision to run in, and logs it.
 
     Args:
         precision: "auto", "float32" or "bfloat16".
         device: Where the network runs.
         begun: Precision that the run recorded, which "auto" keeps on every machine.
+        network: The network that runs, if it is known; see `fastest_precision`.
 
     Raises:
         ValueError: For any other precision.
@@ -75,9 +109,11 @@ def resolve_precision(precision: str, device: "torch.device", *, begun: object =
         chosen = begun
         logger.info("precision %s, as it was begun", chosen)
     elif precision == "auto":
-        chosen = fastest_precision(device)
-        has = "has" if chosen == "bfloat16" else "does not have"
-        logger.info("precision %s: %s %s bfloat16 in hardware", chosen, device, has)
+        chosen = fastest_precision(device, network)
+        has = "has" if has_bfloat16(device) else "does not have"
+        narrow = has == "has" and chosen == "float32"
+        why = ", where so narrow a network is slower in it" if narrow else ""
+        logger.info("precision %s: %s %s bfloat16 in hardware%s", chosen, device, has, why)
     if chosen != "bfloat16":
         return "float32"
     _warn_if_emulated(device)
@@ -118,9 +154,13 @@ def load_network(
             "`dtype` must be 'auto', 'float32', 'bfloat16' or a floating point torch.dtype, such "
             f"as torch.bfloat16, got {dtype!r}."
         )
-    network = load(_dtype(resolve_precision(str(dtype), device)))
-    if dtype == "auto":
-        _loaders[network] = load
+    if dtype != "auto":
+        return load(_dtype(resolve_precision(str(dtype), device)))
+    network = load(_dtype(fastest_precision(device)))
+    chosen = _dtype(resolve_precision("auto", device, network=network))
+    if next(network.parameters()).dtype != chosen:
+        network = load(chosen)
+    _loaders[network] = load
     return network
 
 

@@ -214,7 +214,7 @@ class _Run:
         trained = [p for p in task.module.parameters() if p.requires_grad]
         ema = EMAModel(trained, decay=config.ema_decay, foreach=True)
         self.state = TrainingState(output_dir, task.module, optimizer, ema)
-        self.precision = self._choose_precision(config)
+        self.precision = self._choose_precision(config, task.module)
         self.config = replace(config, precision=self.precision)
         self.settings = self.config.binding(task.identity)
         self._resume()
@@ -237,12 +237,12 @@ class _Run:
         devices = None if self.device.type == "cpu" else [self.device]
         return nn.parallel.DistributedDataParallel(module, device_ids=devices)
 
-    def _choose_precision(self, config: TrainingConfig) -> Resolved:
+    def _choose_precision(self, config: TrainingConfig, network: nn.Module) -> Resolved:
         from accelerate.utils import broadcast_object_list
 
         with self.accelerator.main_process_first():  # it may have to repair what a kill left
             begun = saved_precision(self.output_dir)
-        chosen = resolve_precision(config.precision, self.device, begun=begun)
+        chosen = resolve_precision(config.precision, self.device, begun=begun, network=network)
         (chosen,) = broadcast_object_list([chosen])  # the ranks may have different processors
         return chosen
 

@@ -35,7 +35,7 @@ class TrainingConfig:
     step copies the weights."""
     precision: Precision = "auto"
     """bfloat16 runs the loss under autocast; weights and optimizer stay in float32. auto is that of
-    the run that is resumed; for a new one, bfloat16 on a device that has it in hardware."""
+    the run that is resumed; for a new one, bfloat16 where the hardware makes it faster."""
     compile: bool = False
     """Compile the network: slow first step, then about twice as fast on a CPU."""
     seed: int = 0

@@ -593,7 +593,7 @@ class FromPipeline(AbstractSourcedSynthesizer):
         Args:
             path: A directory with `model_index.json`, or "hub:OWNER/NAME".
             classes: Names of the classes.
-            dtype: Dtype of all networks: "auto" is bfloat16 on a device that has it in hardware,
+            dtype: Dtype of all networks: "auto" is bfloat16 where the hardware makes it faster,
                 and else float32.
             device: Where to run; a GPU if there is one by default.
             files: The files to load, and where the networks wait.

@@ -308,7 +308,7 @@ class CascadeStage:
             low_size: (height, width) of the smaller images; needed unless it was trained by us.
             prompt_template: `{}` in it stands for the class name.
             negative_prompt: Prompt of the unconditional branch.
-            dtype: Dtype of the network: "auto" is bfloat16 on a device that has it in hardware, and
+            dtype: Dtype of the network: "auto" is bfloat16 where the hardware makes it faster, and
                 else float32.
             device: Where to run; a GPU if there is one by default.
             sampler: Same as for `ClassConditional.from_pretrained`.

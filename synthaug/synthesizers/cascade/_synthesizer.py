@@ -392,7 +392,7 @@ class Cascade(AbstractSynthesizer, CascadeSettings):
             stages: Directories of the stages, from small to large; see `CascadeStage`.
             truncated: By default as saved.
             classes: Class names or prompts, for a base that does not name them.
-            dtype: Dtype of all networks: "auto" is bfloat16 on a device that has it in hardware,
+            dtype: Dtype of all networks: "auto" is bfloat16 where the hardware makes it faster,
                 and else float32.
             device: Where to run; a GPU if there is one by default.
             sampler: Sampler of the base and all stages, as for `ClassConditional.from_pretrained`.

@@ -202,7 +202,7 @@ class ClassConditional(AbstractSourcedSynthesizer, AbstractDiffusionSynthesizer)
             image_size: Height and width in pixels; by default the checkpoint's own.
             prompt_template: `{}` in it stands for the class name; underscores become spaces.
             negative_prompt: Prompt of the unconditional branch.
-            dtype: Dtype of the network: "auto" is bfloat16 on a device that has it in hardware, and
+            dtype: Dtype of the network: "auto" is bfloat16 where the hardware makes it faster, and
                 else float32. In bfloat16 rounding differs between batch sizes by more.
             device: Where to run; a GPU if there is one by default.
             sampler: How to sample in place of what was saved; a mapping such as

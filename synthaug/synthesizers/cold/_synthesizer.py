@@ -311,7 +311,7 @@ class ColdDiffusion(AbstractSourcedSynthesizer, ColdSettings):
             degradation: Needed where the checkpoint cannot describe it: `Custom`, `Animorphosis`.
             classes: Class names of the images to restore; by default those that it was trained on.
                 A single one lets images be generated.
-            dtype: Dtype of the network: "auto" is bfloat16 on a device that has it in hardware, and
+            dtype: Dtype of the network: "auto" is bfloat16 where the hardware makes it faster, and
                 else float32.
             device: Where to run; a GPU if there is one by default.
             settings: `algorithm`, `output`, `num_steps`, `symmetry_noise`, instead of those saved.

@@ -472,8 +472,8 @@ class DiffusionInversion(AbstractDiffusionSynthesizer, InversionSettings):
                 Smaller is much cheaper, and the embeddings learn it.
             prompt_template: `{}` in it stands for the class name.
             negative_prompt: Prompt of the "null" unconditional branch.
-            dtype: Dtype of the network; embeddings are float32 always. "auto" is bfloat16 on a
-                device that has it in hardware, and else float32; `fit` goes on as it was begun.
+            dtype: Dtype of the network; embeddings are float32 always. "auto" is bfloat16 where
+                the hardware makes it faster, and else float32; `fit` goes on as it was begun.
             device: Where to run; a GPU if there is one by default.
             sampler: Same as for `ClassConditional.from_pretrained`.
             settings: `unconditional`, `group_size`, `spherical`, `relative_noise`.

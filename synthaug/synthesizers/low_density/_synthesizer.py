@@ -303,7 +303,7 @@ class LowDensity(AbstractSynthesizer, SteeringSettings):
             checkpoint: Where the base is now, if it moved.
             classes: Fixed when the networks were trained: leave it out.
             dtype: Dtype of the base's network; the two networks are float32 always. "auto" is
-                bfloat16 on a device that has it in hardware, and else float32.
+                bfloat16 where the hardware makes it faster, and else float32.
             device: Where to run; a GPU if there is one by default.
             sampler: Sampler of the base, as for `ClassConditional.from_pretrained`.
             settings: `temperature` and `unit` in place of those saved, and settings of the base.
