@@ -26,7 +26,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 _Module = TypeVar("_Module", bound="nn.Module")
 
 _WIDE = 64
-"""Channels of a first layer from which on bfloat16 is not slower on a CPU that has it, at any size."""
+"""Channels of a first layer from which on bfloat16 is not slower on any CPU that has it."""
 
 _WITHOUT = ("DEFAULT", "NO AVX", "AVX2")
 _LIMITS_WITH = ("ALL", "DEFAULT", "BF16", "FP16", "AMX")
