@@ -16,7 +16,6 @@ import argparse
 import os
 import time
 from collections.abc import Callable
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -161,7 +160,10 @@ def in_bfloat16(step: Step) -> Step:
 
 def halved(job: str, size: int, channels: int, args: argparse.Namespace) -> dict[str, Any]:
     """bfloat16 beside float32: drawing with weights in it, training under autocast."""
-    make = partial(JOBS[job], size=size, batch=args.batch, layout=torch.channels_last)
+
+    def make(net: Any) -> Step:
+        return JOBS[job](net, size, args.batch, torch.channels_last)
+
     ours = make(network(size, channels))
     if job == "training":
         other = in_bfloat16(make(network(size, channels)))
