@@ -198,7 +198,7 @@ def adapt_to_size(scheduler: Any, patches: int, *, even: bool) -> None:
             exp(mu), where mu is a line through (`base_image_seq_len`, `base_shift`) and
             (`max_image_seq_len`, `max_shift`).
         even: Whether the n steps begin at the noise shares 1, 1 - 1/n, ..., 1/n before the shift,
-            as those of FLUX do.
+            as those of FLUX do, and of our own models, whose configs say so (`even_shares`).
     """
     config = scheduler.config
     if config.get("use_dynamic_shifting"):
@@ -218,7 +218,10 @@ def set_timesteps(scheduler: Any, steps: int) -> None:
         flow_shift(scheduler)  # refuses one that nobody told the size
         given["mu"] = config.mu
     if config.get("even_shares"):
-        given["sigmas"] = np.linspace(1, 1 / steps, steps).tolist()
+        if type(scheduler).__name__ == _FLOW[0]:
+            given["sigmas"] = np.linspace(1, 1 / steps, steps).tolist()
+        else:  # Heun's spaces the steps down to its `sigma_min`; the solver's are even, and has none
+            scheduler.sigma_min = 1 / steps
     scheduler.set_timesteps(**given)
 
 
@@ -376,7 +379,10 @@ def _made(cls: Any, config: Mapping[str, Any], **changes: Any) -> Any:
     key = pickle.dumps((cls.__name__, dict(config), changes))
     scheduler = _SCHEDULERS_MADE.get(key)
     if scheduler is None:
-        scheduler = cls.from_config(config, **changes)
+        ours = {name: config[name] for name in ("even_shares",) if name in config}
+        theirs = {name: value for name, value in config.items() if name not in ours}
+        scheduler = cls.from_config(theirs, **changes)
+        scheduler.register_to_config(**ours)
         if len(_SCHEDULERS_MADE) >= _MOST_SCHEDULERS:
             _SCHEDULERS_MADE.clear()
         _SCHEDULERS_MADE[key] = scheduler

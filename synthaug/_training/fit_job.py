@@ -134,9 +134,14 @@ def check_labels(labels: Labels, classes: Sequence[str]) -> None:
 
 def diffusion_config(prediction_type: str) -> dict[str, Any]:
     """The scheduler config that our diffusion models are trained with; an unknown prediction type
-    is a ValueError."""
+    is a ValueError.
+
+    The last step of diffusers' flows begins where there is next to no noise, unless the steps are
+    given (`even_shares`, see `samplers.set_timesteps`).
+    """
     if prediction_type == FLOW:
-        return {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0}
+        name = "FlowMatchEulerDiscreteScheduler"
+        return {"_class_name": name, "shift": 1.0, "even_shares": True}
     arguments.check_choice(PREDICTION_TYPES, prediction_type=prediction_type)
     return {
         "_class_name": "DDPMScheduler",
