@@ -1,6 +1,7 @@
 """Fréchet distance by network evaluations: velocity, flow, and students that were distilled.
 
     python benchmarks/few_steps.py
+    python benchmarks/few_steps.py --rows velocity:dpmsolver++:10 student:ddim:3 student:ddim:1
     python benchmarks/few_steps.py --data folder:mnist/train --image-size 16 --width 16 \
         --steps 3000 --student-steps 1500 --work runs/few_steps_mnist --out few_steps_mnist.json
 
@@ -45,6 +46,9 @@ class Way:
     scheduler: str
     budget: int
 
+    def __str__(self) -> str:
+        return f"{self.network}:{self.scheduler}:{self.budget}"
+
     @property
     def sampler(self) -> SamplerConfig:
         """Heun's method: n steps are 2 n - 1 evaluations."""
@@ -76,7 +80,7 @@ def network(way: Way, real: LabeledImages, seed: int, options: Any) -> ClassCond
 
     if way.network == "student":
         teacher = network(Way("velocity", "ddim", 50), real, seed, options)
-        few = DistillationConfig(evaluations=way.budget, teacher_steps=24 // way.budget)
+        few = DistillationConfig(evaluations=way.budget, teacher_steps=12 // way.budget)
         student, _ = teacher.distill(
             real, folder / f"student-{way.budget}", few, config=config(options.student_steps)
         )
@@ -124,7 +128,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--width", type=int, default=8)
-    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--rows", nargs="+", choices=list(map(str, ways())), metavar="ROW")
     parser.add_argument("--features", default="pixels")
     parser.add_argument("--work", type=Path, default=Path("runs/few_steps"))
     parser.add_argument("--out", type=Path, default=RESULTS / "few_steps.json")
@@ -138,7 +143,8 @@ def main() -> None:
     for seed in options.seeds:
         for way in ways():
             key = {"seed": seed, **vars(way)}
-            if any(key.items() <= row.items() for row in rows):
+            wanted = not options.rows or str(way) in options.rows
+            if not wanted or any(key.items() <= row.items() for row in rows):
                 continue
             model = network(way, real, seed, options)
             plan = model.plan(per_class=-(-options.images // len(real.classes)), seed=seed)
@@ -151,7 +157,7 @@ def main() -> None:
             row = {**key, "evaluations": evaluations, "frechet": distance}
             rows.append({**row, "images_per_second": round(rate, 1)})
             print(rows[-1], flush=True)
-            settings = {k: v for k, v in vars(options).items() if k not in ("work", "out")}
+            settings = {k: v for k, v in vars(options).items() if k not in ("work", "out", "rows")}
             result = {
                 "machine": machine(),
                 "settings": {**settings, "seeds": sorted({row["seed"] for row in rows})},

@@ -220,7 +220,7 @@ def set_timesteps(scheduler: Any, steps: int) -> None:
     if config.get("even_shares"):
         if type(scheduler).__name__ == _FLOW[0]:
             given["sigmas"] = np.linspace(1, 1 / steps, steps).tolist()
-        else:  # Heun's spaces the steps down to its `sigma_min`; the solver's are even, and has none
+        else:  # Heun's spaces down to its `sigma_min`; the solver's are even, and has none
             scheduler.sigma_min = 1 / steps
     scheduler.set_timesteps(**given)
 
