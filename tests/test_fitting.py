@@ -10,7 +10,7 @@ from synthaug._training.fit_job import (
     stratified,
 )
 from synthaug._training.network_config import PREDICTION_TYPES
-from synthaug.samplers import make_scheduler
+from synthaug.samplers import make_scheduler, set_timesteps
 
 
 @pytest.mark.parametrize("levels", [8, 1000])
@@ -51,3 +51,17 @@ def test_the_loss_is_zero_for_who_knows_the_image_and_is_not_for_others(predicti
 def test_an_unknown_prediction_type_is_refused_with_those_that_there_are():
     with pytest.raises(ValueError, match="'v_prediction', 'epsilon', 'sample', got 'score'"):
         diffusion_config("score")
+
+
+@pytest.mark.parametrize("name", [None, "ddim", "FlowMatchHeunDiscreteScheduler", "dpmsolver++"])
+def test_flows_of_our_own_step_evenly_from_noise_to_the_image_and_nothing_warns(name, caplog):
+    """The last of the steps that diffusers spaces goes from next to no noise to none."""
+    scheduler = make_scheduler(name, diffusion_config("flow"))
+    set_timesteps(scheduler, 4)
+    shares = scheduler.sigmas.unique().double()
+    expected = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(shares, expected, atol=2e-3, rtol=0)
+    imported = make_scheduler(None, {"_class_name": "FlowMatchEulerDiscreteScheduler"})
+    set_timesteps(imported, 4)
+    assert imported.sigmas[-2] == pytest.approx(1e-3)
+    assert not caplog.messages

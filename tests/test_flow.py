@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from synthaug import TrainingConfig
-from synthaug._training.fit_job import diffusion_config
 from synthaug.errors import CheckpointError
 from synthaug.samplers import Step, Trajectory, make_scheduler, sample, set_timesteps, shifted
 from synthaug.synthesizers import (
@@ -94,20 +93,6 @@ def test_the_loop_is_that_of_the_diffusers_scheduler(kind, strength):
             x = scheduler.step(u + 2.0 * (c - u), t, x).prev_sample
     torch.testing.assert_close(synthesizer.draw(plan), x.clamp(-1, 1), atol=1e-5, rtol=0)
     assert (synthesizer.evaluations(plan) == 2 * len(timesteps)).all()
-
-
-@pytest.mark.parametrize("name", [None, "ddim", HEUN, "dpmsolver++"])
-def test_flows_of_our_own_step_evenly_from_noise_to_the_image_and_nothing_warns(name, caplog):
-    """The last of the steps that diffusers spaces goes from next to no noise to none."""
-    scheduler = make_scheduler(name, diffusion_config("flow"))
-    set_timesteps(scheduler, 4)
-    shares = scheduler.sigmas.unique().double()
-    expected = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64)
-    torch.testing.assert_close(shares, expected, atol=2e-3, rtol=0)
-    imported = make_scheduler(EULER, flow_config(shift=1.0))
-    set_timesteps(imported, 4)
-    assert imported.sigmas[-2] == pytest.approx(1e-3)
-    assert not caplog.messages
 
 
 def test_a_shift_by_size_is_that_of_diffusers():
