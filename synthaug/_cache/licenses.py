@@ -9,6 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+# As each publisher's page on huggingface.co shows it at the top, "License:", in copies of it, but
+# for FLUX, whose licenses are a table in the README of black-forest-labs/flux on GitHub (the first
+# is named so in `license_name` of models made from it), and for stable-diffusion-v1-5, a copy of
+# runwayml's, which was deleted in 2024. The card of sd-turbo names no license: it is not here.
 LICENSES: dict[str, str] = {
     "black-forest-labs/FLUX.1-dev": "flux-1-dev-non-commercial-license",
     "black-forest-labs/FLUX.1-schnell": "apache-2.0",
@@ -19,7 +23,6 @@ LICENSES: dict[str, str] = {
     "PixArt-alpha/PixArt-XL-2-512x512": "openrail++",
     "runwayml/stable-diffusion-v1-5": "creativeml-openrail-m",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
-    "stabilityai/sd-turbo": "sai-nc-community",
     "stabilityai/sdxl-turbo": "sai-nc-community",
     "stabilityai/stable-diffusion-2-1": "openrail++",
     "stabilityai/stable-diffusion-2-1-base": "openrail++",
