@@ -20,6 +20,7 @@ from torch import Tensor
 
 from synthaug import Plan, SynthCache, caches, generate
 from synthaug._cache import remote
+from synthaug._cli.call import Call
 from synthaug._support.files import check_folder, check_outputs
 from synthaug.errors import CacheError, MismatchError
 from tests.drawing import Killed, Noise, fill, plan_of
@@ -357,6 +358,44 @@ def test_a_copy_is_not_written_and_urls_are_not_filled(stored: str, tmp_path: Pa
     (tmp_path / "no.h5").write_bytes(b"no cache")
     with pytest.raises(CacheError):
         caches.upload(tmp_path / "no.h5", stored)
+
+
+def test_passwords_and_signatures_of_a_url_are_neither_shown_nor_kept(
+    local: SynthCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    caplog.set_level("INFO", "synthaug")
+    monkeypatch.setenv("SYNTHAUG_REMOTE_DIR", str(tmp_path))
+    url, told = "memory://me:hidden@bucket/x.h5?sig=hidden", list[str]()
+    here, name = fsspec.core.url_to_fs(url)
+
+    def says(kind: type[Exception], change: Any) -> None:
+        with pytest.raises(kind) as caught:
+            change()
+        told.append(str(caught.value))
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError(f"403 for {url}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, "info", refused)
+        says(CacheError, lambda: SynthCache(url))  # the store's own message names it, too
+    reason = "PermissionError: 403 for memory://bucket/x.h5"
+    assert f"memory://bucket/x.h5 cannot be reached: {reason}. " in told[0]
+    says(CacheError, lambda: SynthCache(url))
+    cache = fill(Noise(), url)
+    assert cache.url == url  # a worker opens it anew
+    says(CacheError, lambda: cache.write([0], cache.read([0])))
+    says(MismatchError, lambda: fill(Noise(), url, plan_of(seed=1)))
+    says(CacheError, lambda: caches.export(cache, url, format="folder"))
+    here.pipe(name, b"another")
+    says(CacheError, lambda: SynthCache(url))
+    says(CacheError, lambda: caches.upload(local.path, url))
+    call = Call("generate", {"model": "m", "out": url, "seed": 3}, positional=("model", "out"))
+    assert call.line == "synthaug generate m memory://bucket/x.h5 --seed 3"
+    kept = [path.read_text() for path in tmp_path.glob("*.json")]
+    assert len(kept) == 1
+    assert "hidden" not in "\n".join([*told, *kept, caplog.text])
+    MemoryFileSystem.store.clear()
 
 
 def blind(monkeypatch: pytest.MonkeyPatch, kind: type) -> None:

@@ -24,7 +24,7 @@ from synthaug._cache.tombstones import rows_from_sources, source_keys_of
 from synthaug._pixels import digest
 from synthaug._support.files import remove_orphans, sync_folder, whole_file, write_text
 from synthaug._support.progress import bar
-from synthaug._support.reading import check_regular, parse_json, read_text
+from synthaug._support.reading import check_regular, parse_json, read_text, without_secrets
 from synthaug._support.stopping import kept_at_stop
 from synthaug._types import Pixels, StrPath, Unsigned
 from synthaug.errors import CacheError
@@ -128,10 +128,10 @@ def _forget_in_cache(cache: SynthCache, keys: Unsigned, found: Forgotten) -> Non
     rows = rows_from_sources(cache.plan, keys)
     if cache.url is not None and len(rows):
         found.beyond.append(
-            f"{cache.url} is in a store, where nothing is erased; {len(rows):,} of its rows were "
-            "made from these images. Forget in the file that was uploaded, or in a copy of it, put "
-            "it there again with `synthaug.caches.upload(..., overwrite=True)`, and delete the "
-            f"copies on every machine that opened it, here {cache.path}."
+            f"{without_secrets(cache.url)} is in a store, where nothing is erased; {len(rows):,} "
+            "of its rows were made from these images. Forget in the file that was uploaded, or in "
+            "a copy of it, put it there again with `synthaug.caches.upload(..., overwrite=True)`, "
+            f"and delete the copies on every machine that opened it, here {cache.path}."
         )
         return
     if not cache.writable and len(rows):

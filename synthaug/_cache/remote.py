@@ -20,7 +20,7 @@ from synthaug._support.extras import from_extra
 from synthaug._support.files import whole_file, write_text
 from synthaug._support.locks import claimed
 from synthaug._support.progress import bar
-from synthaug._support.reading import is_remote
+from synthaug._support.reading import is_remote, without_secrets
 from synthaug._types import StrPath
 from synthaug.errors import CacheError
 
@@ -52,7 +52,7 @@ def fetched(url: str, local_dir: StrPath | None = None) -> Path:
             changed while it was copied, or it is another one than the copy at hand.
     """
     path = _place(url, local_dir)
-    store, name = _store(url)
+    store, name, url = _store(url)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -103,7 +103,7 @@ def upload(path: StrPath, url: str, *, overwrite: bool = False) -> None:
 
     inspect(Path(path))
     if not is_remote(url):
-        raise CacheError(f"`url` is {url!r}, expected one such as 's3://bucket/cifar.h5'.")
+        raise CacheError(f"`url` is {str(url)!r}, expected one such as 's3://bucket/cifar.h5'.")
     _put(Path(path), url, overwrite)
 
 
@@ -123,12 +123,12 @@ def work_file(url: str) -> Path:
         CacheError: The store does not answer, or its object is not what was drawn here for it.
     """
     part = unfinished(url)
-    store, name = _store(url)
-    there = _object(store, name, url)
+    store, name, shown = _store(url)
+    there = _object(store, name, shown)
     if not part.exists():
         return part if there is None else fetched(url)
-    if there is not None and not _holds(store, name, url, there, part):
-        raise _occupied(url, part)
+    if there is not None and not _holds(store, name, shown, there, part):
+        raise _occupied(shown, part)
     return part
 
 
@@ -156,7 +156,7 @@ def deliver(part: Path, url: str) -> None:
             error.args = (kept,)
             raise
         raise CacheError(f"{error} {kept}") from error
-    copy = _place(url, None)
+    copy, url = _place(url, None), without_secrets(url)
     try:
         with claimed(copy, patience=math.inf):
             _record_path(copy).unlink(missing_ok=True)
@@ -172,7 +172,7 @@ def deliver(part: Path, url: str) -> None:
 
 def _put(path: Path, url: str, overwrite: bool) -> dict[str, Any]:
     """Makes an object of a file unless it is there, compares both, and returns its mark."""
-    store, name = _store(url)
+    store, name, url = _store(url)
     from fsspec.implementations.local import LocalFileSystem
 
     there = _object(store, name, url)
@@ -277,26 +277,23 @@ def _place(url: str, local_dir: StrPath | None) -> Path:
     """Where the copy of a URL belongs: copies of equal names do not meet."""
     default = os.environ.get(_HOME) or "~/.cache/synthaug/remote"
     folder = Path(local_dir if local_dir is not None else default).expanduser().absolute()
-    plain = _plain(url).rstrip("/").rpartition("/")[2]  # systems limit the bytes of a name
+    plain = without_secrets(url).rstrip("/").rpartition("/")[2]  # systems limit the bytes of a name
     name = re.sub(r"[^\w.\-]", "_", plain)[-_NAME:] or "cache.h5"
     return folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}"
 
 
-def _plain(url: str) -> str:
-    """The URL without a query, which may be a signature, and without credentials."""
-    return re.sub(r"(?<=://)[^/@]*@", "", re.split(r"[?#]", url)[0])
-
-
-def _store(url: str) -> tuple[Any, str]:
-    """The file system of fsspec, and the name of the object in it."""
-    with from_extra("fsspec", f"{url} needs fsspec", "remote"):
+def _store(url: str) -> tuple[Any, str, str]:
+    """The file system of fsspec, the name of the object in it, and the URL for messages."""
+    shown = without_secrets(url)
+    with from_extra("fsspec", f"{shown} needs fsspec", "remote"):
         from fsspec.core import url_to_fs
     try:
-        return url_to_fs(url)
+        store, name = url_to_fs(url)
     except ImportError as error:
-        raise ImportError(f"{url} needs another package. {error}") from error
+        raise ImportError(f"{shown} needs another package. {error}") from error
     except ValueError as error:
-        raise CacheError(f"{url} cannot be opened: {error}.") from error
+        raise CacheError(f"{shown} cannot be opened: {error}.") from error
+    return store, name, shown
 
 
 def _identity(store: Any, name: str) -> dict[str, Any]:
@@ -350,7 +347,7 @@ def _copy(url: str, store: Any, name: str, path: Path, found: dict[str, Any]) ->
 def _record(path: Path, url: str, there: dict[str, Any]) -> None:
     """Notes which version of the object a whole copy is."""
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    record = {"url": _plain(url), "object": there, "fetched": when}
+    record = {"url": url, "object": there, "fetched": when}
     write_text(_record_path(path), json.dumps(record))
 
 
@@ -396,4 +393,4 @@ def _unreachable(url: str, error: Exception) -> CacheError:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".rstrip(".:")
+    return without_secrets(f"{type(error).__name__}: {error}").rstrip(".:")

@@ -38,7 +38,7 @@ from synthaug._plan import Plan, canonical_json
 from synthaug._support.arguments import check_whole
 from synthaug._support.differences import described
 from synthaug._support.files import remove_orphans
-from synthaug._support.reading import is_remote
+from synthaug._support.reading import is_remote, without_secrets
 from synthaug._support.rows import row_numbers
 from synthaug._types import Bytes, Indices, Pixels, StrPath
 from synthaug.errors import CacheError, CachePendingError, MismatchError
@@ -469,8 +469,8 @@ class SynthCache(OpenedCache):
     def _to_write(self, rows: ArrayLike | Sequence[int]) -> Indices:
         if self.url is not None:
             raise CacheError(
-                f"{self.path} is a copy of {self.url}, and nobody else would see the change. Write "
-                "the original, and put it there again with "
+                f"{self.path} is a copy of {without_secrets(self.url)}, and nobody else would see "
+                "the change. Write the original, and put it there again with "
                 "`synthaug.caches.upload(..., overwrite=True)`."
             )
         if not self.writable:

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from synthaug._support.reading import without_secrets
+
 
 @dataclass(frozen=True)
 class Call:
@@ -43,7 +45,8 @@ class Call:
 
     @property
     def line(self) -> str:
-        """A line for the shell that repeats the call; it is stored with what the call makes."""
+        """A line for the shell that repeats the call; it is stored with what the call makes, so
+        URLs in it have no credentials."""
         words = ["synthaug", *self.command.split()]
         for name, value in self.settings.items():
             option = "--" + name.replace("_", "-")
@@ -56,7 +59,7 @@ class Call:
                     option,
                     json.dumps(value) if isinstance(value, list | dict) else f"{value}",
                 ]
-        return shlex.join(words)
+        return shlex.join(map(without_secrets, words))
 
 
 @dataclass(frozen=True, kw_only=True)

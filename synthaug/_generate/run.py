@@ -24,7 +24,7 @@ from synthaug._plan import Plan
 from synthaug._support.arguments import check_choice, check_whole
 from synthaug._support.precision import recorded_precision
 from synthaug._support.progress import bar
-from synthaug._support.reading import is_remote
+from synthaug._support.reading import is_remote, without_secrets
 from synthaug._support.stopping import kept_at_stop
 from synthaug._types import StrPath
 from synthaug.errors import CacheError, MismatchError
@@ -122,9 +122,10 @@ def generate(
                 },
             )
         except MismatchError as error:
+            shown = without_secrets(str(path))
             if place == path or is_copy(Path(place)):
-                raise MismatchError(str(error).replace(str(place), str(path))) from error
-            raise MismatchError(f"{error} It holds what was drawn for {path} before.") from error
+                raise MismatchError(str(error).replace(str(place), shown)) from error
+            raise MismatchError(f"{error} It holds what was drawn for {shown} before.") from error
         if place == path:
             return cache
         del cache  # some systems move no file that is mapped

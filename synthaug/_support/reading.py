@@ -23,6 +23,7 @@ MAX_DEPTH = 100
 """Levels of lists and objects in JSON. Ours has at most ten."""
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.\-]+://")
+_ADDRESS = re.compile(rf"{_URL.pattern}[^\s\"']*")
 _KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFCHR: "a device",
@@ -62,6 +63,13 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
     return isinstance(path, str) and _URL.match(path) is not None
 
 
+def without_secrets(text: str) -> str:
+    """A text whose URLs have neither credentials nor a query, which may be a signature."""
+    return _ADDRESS.sub(
+        lambda url: re.sub(r"(?<=://)[^/@]*@", "", re.split("[?#]", url[0])[0]), text
+    )
+
+
 def check_local(path: str | os.PathLike[str]) -> None:
     """Looks at a name before something is written that no store takes from us.
 
@@ -70,9 +78,9 @@ def check_local(path: str | os.PathLike[str]) -> None:
     """
     if is_remote(path):
         raise ValueError(
-            f"{path} is a URL, and this is written on a local disk, where a kill loses nothing. "
-            "Give a local path, and put what is finished into the store, a cache with "
-            "`synthaug.caches.upload`."
+            f"{without_secrets(str(path))} is a URL, and this is written on a local disk, where a "
+            "kill loses nothing. Give a local path, and put what is finished into the store, a "
+            "cache with `synthaug.caches.upload`."
         )
 
 
