@@ -692,6 +692,11 @@ def test_caches_are_merged_exported_imported_and_forgotten(work):
     assert not SynthCache(parts[0]).done.any()
 
 
+def test_a_folder_without_its_kind_is_answered_with_what_was_meant(work):
+    message = fail(2, "audit", work / "train", f"folder:{work / 'train'}")
+    assert message.endswith(f"Did you mean folder:{work / 'train'}?")
+
+
 def test_a_report_is_not_begun_whose_place_is_a_device(work, cache):
     (work / "device.html").symlink_to("/dev/null")
     given = ["audit", cache, f"folder:{work / 'train'}", "--out", work / "device"]

@@ -1,5 +1,6 @@
 """Options that several commands have, as dataclasses: one name, one meaning, one default."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,11 +86,17 @@ class ImageOptions:
 
     def synthetic(self, spec: str, files: FileOptions) -> Any:
         """A cache, which has its own size, or a data set brought to this one."""
-        from synthaug._cache import SynthCache
         from synthaug._support.reading import is_remote
 
         if ":" in spec and not is_remote(spec):
             return self.load(spec, files)
+        if os.path.isdir(spec):
+            raise ValueError(
+                f"{spec} is a folder, expected a cache (FILE.h5) or a data set. Did you mean "
+                f"folder:{spec}?"
+            )
+        from synthaug._cache import SynthCache
+
         cache = SynthCache(spec)
         if self.image_size is not None or self.channels is not None:
             raise ValueError(
