@@ -264,6 +264,7 @@ def test_every_example_line_has_a_configuration_that_gives_the_same_call(command
     [
         ("train", "stepz: 3", "FILE: there is no argument 'stepz'. Did you mean steps?"),
         ("train", "job: {steps: 3}", "FILE: there is no argument 'job'."),
+        ("train", "1: seed", "FILE: there is no argument '1'."),
         ("cache info", "shet: a.png", "FILE: there is no argument 'shet'. Did you mean sheet?"),
         ("train", "[1, 2]", "FILE must hold names and values, such as `seed: 1`."),
         ("train", "", "FILE must hold names and values, such as `seed: 1`."),

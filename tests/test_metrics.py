@@ -90,6 +90,14 @@ def test_the_inception_score_of_an_absent_class_and_sure_logits_is_that_of_the_f
     assert found == pytest.approx(np.mean(expected), rel=5e-3)
 
 
+def test_logits_are_taken_in_float64_and_are_named():
+    some = normal(40, 3, 0).astype(float)
+    apart = inception_score(some + 1e9)[0]  # in float32 these are all alike
+    assert apart == pytest.approx(inception_score(some)[0], rel=1e-5)
+    with pytest.raises(ValueError, match="logits"):
+        inception_score(np.zeros(3))
+
+
 @pytest.mark.parametrize("n", [10, 11, 91, 100])
 def test_the_inception_score_has_as_many_parts_as_it_is_asked_for(n, monkeypatch):
     sizes: list[list[int]] = []
