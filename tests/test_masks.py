@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from synthaug import Plan, SynthCache, albumentations, load_dataset
 from synthaug._pixels import digest
 from synthaug.caches import SourceMasks, export
-from synthaug.errors import DataError, MismatchError
+from synthaug.errors import CacheError, DataError, MismatchError
 from synthaug.images import LabeledImages
 from synthaug.transforms import Fit, SyntheticVariant
 from tests.command_line import fail, run
@@ -79,7 +79,7 @@ def of_source(real: LabeledImages, masks: Path, source: int) -> Any:
 
 
 def test_masks_in_a_folder_follow_their_images_into_an_export(
-    folders: tuple[Path, Path], tmp_path: Path
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos, masks = folders
     real = load_dataset(f"folder:{photos}", image_shape=SHAPE)
@@ -97,6 +97,11 @@ def test_masks_in_a_folder_follow_their_images_into_an_export(
         assert set(np.unique(mask)) == {0, 7 + record["source"]}
         bright = np.asarray(Image.open(out / record["file_name"]))[..., 0] > 90
         assert ((mask > 0) == bright).mean() > 0.9
+    unread = SourceMasks(real, masks)
+    with monkeypatch.context() as patch:  # a name that is taken is said before any comparison
+        patch.setattr(SourceMasks, "agreement", None)
+        with pytest.raises(CacheError, match="out exists already"):
+            export(cache, out, format="folder", masks=unread)
     # What was exported is a folder of images and a folder of masks again.
     again = load_dataset(f"folder:{out / 'images'}")
     assert len(again) == 4
@@ -118,8 +123,9 @@ def test_the_shell_exports_masks_and_counts_what_it_leaves_out(
     assert record["left_out"] == {"without_source": 0, "edges_moved": 4}
     assert len(record["edge_agreement"]) == 3
     assert len(list((tmp_path / "out" / "masks").rglob("*.png"))) == 4
-    assert "`--real` is missing" in fail(2, *command, "--masks", masks)
-    outcome = run(*command[:3], tmp_path / "all", *command[4:], *asked[:2])
+    other = (*command[:3], tmp_path / "all", *command[4:])
+    assert "`--real` is missing" in fail(2, *other, "--masks", masks)
+    outcome = run(*other, *asked[:2])
     assert "4 images" in outcome.out
     assert "Left out of 8 rows: 0 without a source, 4 whose edges moved." in outcome.out
 

@@ -20,7 +20,7 @@ from PIL import PngImagePlugin
 
 from synthaug._cache.cards import Facts, card, croissant
 from synthaug._cache.credentials import MADE_BY_MODEL, ContentCredentials
-from synthaug._cache.files import Patient, new_file, new_folder, refuse_remote
+from synthaug._cache.files import Patient, new_file, new_folder, refuse_remote, refuse_taken
 from synthaug._cache.forgetting import MASK_FILE, MASK_SUFFIX
 from synthaug._cache.format import State, blocks, data_sets_of, mark_sealed, new_hdf5
 from synthaug._cache.masks import SourceMasks
@@ -129,10 +129,11 @@ def export(
         rows = passed
     _check_form(format, rows, credentials, masks)
     chosen = _chosen(cache, rows)
+    target = Path(out).absolute()
     if masks is not None:
+        refuse_taken(target)  # before every image is compared
         chosen = masks.fitting(cache, chosen, progress=progress)
         masks = masks if masks.has_masks else None
-    target = Path(out).absolute()
     if not cache.manifest["license"].get("generator"):
         logger.warning(
             "%s does not record the license of its generator, so nobody knows how its images may "

@@ -250,12 +250,17 @@ def new_file(path: Path) -> Iterator[int]:
             system.close(fd)
 
 
+def refuse_taken(path: Path) -> None:
+    """Raises a CacheError if something has that name already."""
+    if os.path.lexists(path):
+        raise _exists(path)
+
+
 @contextmanager
 def _appearing(path: Path) -> Iterator[None]:
     """Checks that `path` is free, and makes its new name last once the block has ended."""
     files.remove_orphans(path)  # also where the kill came just after the file had its name
-    if os.path.lexists(path):
-        raise _exists(path)
+    refuse_taken(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
