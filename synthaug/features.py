@@ -31,9 +31,8 @@ from torch import Tensor, nn
 
 from synthaug._cluster import RayEngine
 from synthaug._plan import canonical_json
-from synthaug._support import arguments, extras, reading, torch_state
-from synthaug._support.digests import file_digest, tensor_digest
-from synthaug._support.files import whole_file
+from synthaug._support import arguments, extras, torch_state
+from synthaug._support.digests import check_seal, sealed_file, tensor_digest
 from synthaug._support.progress import bar
 from synthaug._types import JSON, Features, Pixels, StrPath
 
@@ -67,7 +66,8 @@ class ExtractionConfig:
     Args:
         batch_size: Images per call of an extractor.
         directory: Folder in which the features of networks are kept, for another call with the same
-            images and so that they need not fit in memory.
+            images and so that they need not fit in memory; and, by an audit, how close images are
+            to the real ones, so that one that was killed continues.
         engine: "local" works in this process. "ray", or a `RayEngine` with its settings, has the
             actors of a Ray cluster compute the features of networks.
 
@@ -312,8 +312,6 @@ def _window(side: int) -> torch.Tensor:
     return torch.hann_window(side + 2, periodic=False, dtype=torch.float32, device="cpu")[1:-1]
 
 
-_DIGEST_BYTES = 16
-"""Length of the digest behind features that are kept in a file."""
 NAMES = "pixels, pixels:SIZE, spectrum, torchscript:PATH, torchvision:MODEL or timm:MODEL"
 """What `named` understands."""
 
@@ -466,10 +464,8 @@ def extract(
         pass
     except (OSError, ValueError) as error:
         log.warning("%s is damaged (%s): its features are computed again.", path, error)
-    with whole_file(path, private=True) as temporary:
+    with sealed_file(path) as temporary:
         _extracted(extractor, pixels, batch_size, progress, temporary)
-        with open(temporary, "ab") as file:  # behind the array, where readers do not look
-            file.write(bytes.fromhex(file_digest(temporary)))
     return _kept(path, len(pixels))
 
 
@@ -480,12 +476,7 @@ def _kept(path: Path, rows: int) -> Features:
         OSError: It cannot be read.
         ValueError: It is not the file that was written, or has other rows.
     """
-    end = path.stat().st_size - _DIGEST_BYTES
-    digest = file_digest(path, max(end, 0))
-    with reading.open_regular(path) as file:
-        file.seek(max(end, 0))
-        if digest != file.read().hex():
-            raise ValueError("its digest is that of another file")
+    check_seal(path)
     kept: Features = np.load(path, mmap_mode="r", allow_pickle=False)
     if kept.dtype != np.float32 or kept.ndim != 2 or len(kept) != rows:
         raise ValueError("it holds other features than it should")

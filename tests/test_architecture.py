@@ -81,6 +81,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "test_architecture": {"_cli"},
     "test_arguments": {"_support"},
     "test_audit": {"_audit", "_neighbors", "_support"},
+    "test_audit_continues": {"_audit"},
     "test_audit_review": {"_audit", "_plan"},
     "test_families": {"synthesizers"},
     "test_fewest_copies": {"_audit"},

@@ -476,7 +476,9 @@ def test_a_killed_audit_computes_no_features_twice_and_leaves_none_behind(work, 
     shown.clear()
     with monkeypatch.context() as patched:
         patched.setattr(Matcher, "match", killed)
-        assert run(*audit, "--out", work / "killed").code == 130
+        stopped = run(*audit, "--out", work / "killed")
+    assert stopped.code == 130
+    assert f"kept in {work / 'killed'}.unfinished: the same command continues" in stopped.err
     assert run(*audit, "--out", work / "killed").code == whole.code
     assert sum(shown) == together
     assert not list(work.glob("*.unfinished"))

@@ -330,8 +330,8 @@ def test_an_export_holds_nothing_that_is_forgotten_while_it_is_written(
 def test_features_that_were_kept_are_deleted(tmp_path: Path, cache: SynthCache) -> None:
     folder = tmp_path / "features"
     folder.mkdir()
-    for name in ("0123456789abcdef0123456789abcdef.npy", "ffff456789abcdef0123456789abcdef.npy"):
-        np.save(folder / name, np.zeros((2, 2), np.float32))
+    for name in ("0123456789abcdef0123456789abcdef.npy", "ffff456789abcdef0123456789abcdef.npz"):
+        (folder / name).write_bytes(b"features, or how close images are")
     (folder / "mine.npy").write_text("kept")
     assert forget([cache.path, folder], [104])[folder] == 2
     assert os.listdir(folder) == ["mine.npy"]

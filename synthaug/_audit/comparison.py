@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -28,7 +29,7 @@ from synthaug._audit.settings import AuditSettings
 from synthaug._audit.withdrawn import Withdrawn, with_withdrawn, withdrawn_of
 from synthaug._neighbors import threads
 from synthaug._noise import counter_rng
-from synthaug._support.progress import bar
+from synthaug._support.progress import Bar, bar
 from synthaug._types import JSON, Indices
 
 _RECALLED = 1000
@@ -82,7 +83,7 @@ def compare(sets: AuditSets, settings: AuditSettings, progress: bool) -> AuditCo
             index=settings.index,
             crew=crew,
         )
-        matcher = searched(T.samples, contents=sets.distinct, tick=counter.update)
+        matcher = searched(T.samples, contents=sets.distinct, tick=partial(_count, counter))
         recall = {} if settings.index == "exact" else matcher.recall(S.samples[:_RECALLED])
         withdrawn = withdrawn_of(sets, settings.index, len(matcher.statistics))
         contest = null = decoys = pool = None
@@ -120,6 +121,15 @@ def compare(sets: AuditSets, settings: AuditSettings, progress: bool) -> AuditCo
             recall=recall,
             described=descriptive(rows, null, isolated),
         )
+
+
+def _count(counter: Bar, images: int, before: bool) -> None:
+    """Counts images; those that an earlier run compared are named, and say nothing of the rate."""
+    if before:
+        counter.initial += images
+        earlier: dict[str, Any] = {"from an earlier run": f"{counter.initial:,}"}
+        counter.set_postfix(refresh=False, **earlier)
+    counter.update(images)
 
 
 def _contest(

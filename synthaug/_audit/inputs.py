@@ -202,7 +202,7 @@ class Contents:
     """Row number of the first of each group of equal images, ascending."""
 
     def __init__(self, keys: Keys) -> None:
-        self._keys = keys
+        self.keys = keys
         self._order = np.argsort(keys, kind="stable")  # of equal images the first comes first
         ordered = keys[self._order]
         new = np.concatenate([[True], ordered[1:] != ordered[:-1]])
@@ -214,9 +214,9 @@ class Contents:
 
     def find(self, keys: Keys) -> Indices:
         """The first row that is equal to each of these images, int64; -1 if there is none."""
-        place = np.searchsorted(self._keys, keys, sorter=self._order)
-        row = self._order[place.clip(max=len(self._keys) - 1)]
-        return np.where(self._keys[row] == keys, row, -1)
+        place = np.searchsorted(self.keys, keys, sorter=self._order)
+        row = self._order[place.clip(max=len(self.keys) - 1)]
+        return np.where(self.keys[row] == keys, row, -1)
 
 
 def take(samples: Samples, rows: Indices) -> Samples:

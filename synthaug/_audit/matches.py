@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +79,9 @@ class Near:
         return Near(self.D[rows], self.ids[rows], self.flipped[rows])
 
 
+Record = TypeVar("Record", Matches, Near)
+
+
 @dataclass(frozen=True)
 class Aligned:
     """Distances of n images to proposals, once one is laid over the other."""
@@ -137,9 +141,9 @@ def matches(
     )
 
 
-def concatenated(parts: Sequence[Matches]) -> Matches:
-    """Concatenates the matches of several sets of images."""
-    return Matches(
+def concatenated(parts: Sequence[Record]) -> Record:
+    """Concatenates what was found for several sets of images."""
+    return type(parts[0])(
         **{name: np.concatenate([vars(part)[name] for part in parts]) for name in vars(parts[0])}
     )
 

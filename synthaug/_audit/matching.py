@@ -9,9 +9,10 @@ say.
 Where no images are given but their features, these are the only space, and nothing is aligned.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from synthaug._audit.alignment import Aligner, small
 from synthaug._audit.cluster import Crew, Shards
 from synthaug._audit.differences import NEAR_RMSE, near_rmse
 from synthaug._audit.inputs import Contents, Samples, keys, take
+from synthaug._audit.kept import Records, basis_of, place, read_records, write_records
 from synthaug._audit.matches import Aligned, Matches, Near, concatenated, matches, without_repeats
 from synthaug._audit.rectangles import HALVES, WHOLE, Rectangle
 from synthaug._audit.registration import register
@@ -34,7 +36,7 @@ from synthaug._audit.spaces import (
     PROPOSERS_OF_SMALL_IMAGES,
 )
 from synthaug._neighbors import Index, merge
-from synthaug._types import Features, Indices, Pixels
+from synthaug._types import JSON, Features, Indices, Pixels
 from synthaug.features import ExtractionConfig, Extractor, extract
 
 NEAR_RATIO = 1e-4
@@ -71,12 +73,27 @@ class Question:
     """Images to be looked for, and what is to be made of what is found."""
 
     samples: "Samples | _Chosen"
-    judge: Callable[[Samples, list[Near]], Any]
-    """Takes some of the images, with what was found in each space."""
-    join: Callable[[list[Any]], Any]
-    """Takes what `judge` returned for one part of the images after another."""
+    judge: Callable[[Samples, list[Near], list[Near]], Records]
+    """Takes some of the images, with what was found in each space, and among `decoys`."""
+    told: Callable[[list[Any]], Any]
+    """Takes what `judge` returns, of all images, and returns the answer."""
+    decoys: "Matcher | None" = None
+    """Other real images to search."""
     plainly: bool = False
-    """Whether to search in the first space alone, and not for the mirrored images."""
+    """Whether to search in the first space alone, and not for the mirrored images, and to have
+    `Near` judged and not `Matches`."""
+
+
+@dataclass
+class _Part:
+    """Some of the images of a question."""
+
+    samples: Samples
+    rows: slice
+    """Their numbers in the chunk that was searched."""
+    path: Path | None
+    """Where the judgment is kept."""
+    found: Records | None
 
 
 class _Chosen:
@@ -103,7 +120,7 @@ class Matcher:
         index: One of `_neighbors.INDEXES`.
         contents: Contents of `train`, if they are known.
         crew: Processes that compute features and search; this one by default.
-        tick: Is told how many images are done, each time some are.
+        tick: Is told how many images are done, each time some are, and whether by an earlier run.
     """
 
     def __init__(
@@ -116,7 +133,7 @@ class Matcher:
         index: str = "exact",
         contents: Contents | None = None,
         crew: Crew | None = None,
-        tick: Callable[[int], object] = lambda count: None,
+        tick: Callable[[int, bool], object] = lambda count, before: None,
     ) -> None:
         # Repeated training images would make a copy of one look ordinary: its second neighbor
         # would be as close as its first. So each image is searched once.
@@ -147,7 +164,10 @@ class Matcher:
             (extractor, part, self._index(extractor, part if part in HALVES else WHOLE, index))
             for extractor, part in spaces
         ]
-        tick(len(self.distinct))
+        self._basis = ""
+        if self._extraction.folder is not None:
+            self._basis = basis_of(train, self._contents, extractors, k, index)
+        tick(len(self.distinct), False)
 
     def __len__(self) -> int:
         """Number of different images."""
@@ -180,19 +200,96 @@ class Matcher:
         """Answers questions together.
 
         Every search reads all features of the training images, perhaps from a file. So there is
-        one for `_CHUNK` images of every question.
+        one for `_CHUNK` images of every question. What an earlier run has kept is read.
         """
         answers: list[list[Any]] = [[] for _ in questions]
         for start in range(0, max(len(q.samples) for q in questions), _CHUNK):
-            asked = [
-                (q, answer, q.samples[start : start + _CHUNK])
-                for q, answer in zip(questions, answers, strict=True)
-                if start < len(q.samples)
-            ]
-            near = self._search([(chunk, q.plainly) for q, _, chunk in asked])
-            for (q, answer, chunk), nearest in zip(asked, near, strict=True):
-                answer.append(q.judge(chunk, nearest))
-        return [q.join(answer) for q, answer in zip(questions, answers, strict=True)]
+            chunks = [q.samples[start : start + _CHUNK] for q in questions]
+            cut = [self._parts(q, chunk) for q, chunk in zip(questions, chunks, strict=True)]
+            missing = [i for i, parts in enumerate(cut) if any(p.found is None for p in parts)]
+            asked = [(chunks[i], questions[i].plainly) for i in missing]
+            near = dict(zip(missing, self._kept_search(asked), strict=True))
+            for i, (question, parts) in enumerate(zip(questions, cut, strict=True)):
+                answers[i] += self._judged(question, chunks[i], parts, near.get(i, []))
+            self._forget_search([(c, q.plainly) for c, q in zip(chunks, questions, strict=True)])
+        return [
+            question.told([concatenated(same) for same in zip(*answer, strict=True)])
+            for question, answer in zip(questions, answers, strict=True)
+        ]
+
+    def _parts(self, question: Question, chunk: Samples) -> list[_Part]:
+        """Cuts images into parts that a second suffices for, and reads what is kept of them.
+
+        Of features no part takes as long as their search does.
+        """
+        size = max(1, len(chunk))
+        if isinstance(chunk, Tensor) and not question.plainly:
+            size = max(_COUNTED, _REGISTERED_AT_ONCE // small(chunk[:1]).shape[-2:].numel())
+        kind = Near if question.plainly else Matches
+        others = None if question.decoys is None else question.decoys._basis
+        parts = []
+        for start in range(0, len(chunk), size):
+            rows = slice(start, start + size)
+            path = self._place(chunk[rows], "judged", question.plainly, others)
+            parts.append(_Part(chunk[rows], rows, path, read_records(path, kind)))
+        return parts
+
+    def _judged(
+        self, question: Question, chunk: Samples, parts: Sequence[_Part], near: list[Near]
+    ) -> list[Records]:
+        """What is found for each part of a chunk, whose neighbors are known if some is missing."""
+        others: list[Near] = []
+        asked = [(chunk, False)]
+        if near and question.decoys is not None:
+            others = question.decoys._kept_search(asked, self.k)[0]
+        found = []
+        for part in parts:
+            records, kept = part.found, part.found is not None
+            if records is None:
+                of_part = ([space.part(part.rows) for space in spaces] for spaces in (near, others))
+                records = question.judge(part.samples, *of_part)
+                write_records(part.path, records)
+            found.append(records)
+            if not question.plainly:
+                self._tick(len(part.samples), kept)
+        if question.decoys is not None:
+            question.decoys._forget_search(asked, self.k)
+        return found
+
+    def _place(self, samples: Samples, *of: JSON) -> Path | None:
+        """The file for something about these images, if it is to be kept."""
+        folder = self._extraction.folder
+        return None if folder is None else place(folder, samples, self._basis, *of)
+
+    def _kept_search(
+        self, asked: Sequence[tuple[Samples, bool]], limit: int | None = None
+    ) -> list[list[Near]]:
+        """Works like `_search`; what is found for images is kept, as judging them takes long."""
+        paths = self._of_search(asked, limit)
+        kept: list[Any] = [read_records(path, Near) for path in paths]
+        new = [a for a, near in zip(asked, kept, strict=True) if near is None]
+        found = iter(self._search(new, limit))
+        for i, path in enumerate(paths):
+            if kept[i] is None:
+                kept[i] = next(found)
+                write_records(path, kept[i])
+        return kept
+
+    def _forget_search(
+        self, asked: Sequence[tuple[Samples, bool]], limit: int | None = None
+    ) -> None:
+        """Deletes what `_kept_search` kept: it is large, and what was made of it is kept."""
+        for path in self._of_search(asked, limit):
+            if path is not None:
+                path.unlink(missing_ok=True)
+
+    def _of_search(
+        self, asked: Sequence[tuple[Samples, bool]], limit: int | None
+    ) -> list[Path | None]:
+        return [
+            self._place(samples, "near", plainly, limit) if self._images else None
+            for samples, plainly in asked
+        ]
 
     def compare(self, samples: Samples) -> Question:
         """Compares images, uint8 (n, C, H, W), and their mirror images with the training images.
@@ -201,27 +298,11 @@ class Matcher:
             A question whose answer is `Matches`.
         """
 
-        def judge(chunk: Samples, near: list[Near]) -> Matches:
-            parts = self._parts(chunk, near)
-            return concatenated(
-                [self._judge(part, found, self._align(part, found)) for part, found in parts]
-            )
+        def judge(part: Samples, near: list[Near], others: list[Near]) -> list[Matches]:
+            del others
+            return [self._judge(part, near, self._align(part, near))]
 
-        return Question(samples, judge, concatenated)
-
-    def _parts(self, samples: Samples, *near: list[Near]) -> Iterator[tuple[Any, ...]]:
-        """Cuts images, and what was found near them, into parts that a second suffices for.
-
-        Each part is counted as done when the next one is asked for.
-        """
-        size = _COUNTED
-        if isinstance(samples, Tensor):
-            size = max(size, _REGISTERED_AT_ONCE // small(samples[:1]).shape[-2:].numel())
-        for start in range(0, len(samples), size):
-            rows = slice(start, start + size)
-            part = samples[rows]
-            yield part, *([space.part(rows) for space in spaces] for spaces in near)
-            self._tick(len(part))
+        return Question(samples, judge, lambda found: found[0])
 
     def compare_pooled(self, decoys: "Matcher", samples: Samples) -> Question:
         """Compares images with the training images alone, and together with other real images.
@@ -235,24 +316,14 @@ class Matcher:
             `decoys` appended to the training images, row numbers included.
         """
 
-        def judge(chunk: Samples, near: list[Near]) -> tuple[Matches, Matches]:
-            other = decoys._search([(chunk, False)], limit=self.k)[0]
-            judged = []
-            for part, found, others in self._parts(chunk, near, other):
-                aligned = self._align(part, found)
-                judged.append(
-                    (
-                        self._judge(part, found, aligned),
-                        self._judge_pooled(decoys, part, found, others, aligned),
-                    )
-                )
-            return join(judged)
+        def judge(part: Samples, near: list[Near], others: list[Near]) -> list[Matches]:
+            aligned = self._align(part, near)
+            return [
+                self._judge(part, near, aligned),
+                self._judge_pooled(decoys, part, near, others, aligned),
+            ]
 
-        def join(parts: list[tuple[Matches, Matches]]) -> tuple[Matches, Matches]:
-            with_train, pooled = zip(*parts, strict=True)
-            return concatenated(with_train), concatenated(pooled)
-
-        return Question(samples, judge, join)
+        return Question(samples, judge, tuple, decoys)
 
     def isolation(self, rows: Indices) -> Question:
         """How far training images are from the nearest other one, in the first space.
@@ -263,18 +334,18 @@ class Matcher:
         Returns:
             A question whose answer is float64 (n,).
         """
-        unique, place = np.unique(rows, return_inverse=True)
+        unique, inverse = np.unique(rows, return_inverse=True)
 
-        def judge(chunk: Samples, near: list[Near]) -> NDArray[np.float64]:
-            del chunk
-            return np.hstack([near[0].ids[:, :1], near[0].D[:, :2]])
+        def judge(part: Samples, near: list[Near], others: list[Near]) -> list[Near]:
+            del part, others
+            return [Near(near[0].D[:, :2], near[0].ids[:, :2], near[0].flipped[:, :2])]
 
-        def join(parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-            nearest, first, second = np.concatenate(parts).T
+        def told(found: list[Near]) -> NDArray[np.float64]:
+            first, second = found[0].D.T
             # Excluded by number and not by distance 0: the features may not tell images apart.
-            return np.where(nearest == unique, second, first)[place]
+            return np.where(found[0].ids[:, 0] == unique, second, first)[inverse]
 
-        return Question(_Chosen(self.train, unique), judge, join, plainly=True)
+        return Question(_Chosen(self.train, unique), judge, told, plainly=True)
 
     def _index(self, extractor: Extractor, part: Rectangle, kind: str) -> "Index | Shards":
         rows = None if len(self.distinct) == len(self.train) else self.distinct

@@ -31,7 +31,7 @@ from synthaug.errors import CacheError
 
 _NO_RECORD = (AttributeError, KeyError, TypeError, ValueError)
 """What a record that is none of ours raises where it is read."""
-_FEATURES = re.compile(r"[0-9a-f]{32}\.npy")
+_FEATURES = re.compile(r"[0-9a-f]{32}\.np[yz]")
 MASK_FILE = "mask_file_name"
 """Where a record of an export names the mask of its image."""
 MASK_SUFFIX = "mask.png"

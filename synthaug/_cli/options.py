@@ -111,8 +111,9 @@ class ExtractorOptions:
     """Networks that extract features.
 
     Args:
-        features_dir: Folder in which the features of networks are kept for other calls. Without it
-            they are in OUT.unfinished until the report is written, so that a kill costs less.
+        features_dir: Folder in which the features of networks, and of an audit its comparisons, are
+            kept for other calls. Without it they are in OUT.unfinished until the report is written,
+            so that the same command continues after a kill.
         trust_torchscript: Run torchscript:FILE, a program that can read and write your files.
         device: Where they run: cpu, cuda ...; by default a GPU if there is one.
     """
@@ -151,8 +152,8 @@ class ExtractorOptions:
         check_folder(folder)
 
         def kept() -> str:
-            files = len(list(Path(folder).glob("*.npy")))
-            return f"The features of {files} sets of images are kept in {folder}." if files else ""
+            kept = any(Path(folder).glob("*.np[yz]"))
+            return f"What was done is kept in {folder}: the same command continues." if kept else ""
 
         with kept_at_stop(kept):
             yield folder

@@ -78,6 +78,7 @@ def bar(
         smoothing=smoothing,
         disable=mode == "off",
     )
+    shown.initial = initial  # a silent one has none
     return shown if shown.disable else _ticking(shown)
 
 
