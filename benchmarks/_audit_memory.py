@@ -87,20 +87,18 @@ def remembered() -> Iterator[Memory]:
         samples: Any,
         near: Any,
         aligned: Aligned,
+        known: Any,
         decoys: Matcher | None = None,
-        known: Any = None,
     ) -> Aligned:
+        del known  # by the numbers of all images, and some are asked about
         others = b"" if decoys is None else _whole(decoys)
         real = ("register", _whole(matcher), others)
         places = [(*real, row) for row in _each(samples)]
         missing = _missing(places, memory)
         if missing:
             some = [Near(n.D[missing], n.ids[missing], n.flipped[missing]) for n in near]
-            rows, former = [
-                None if x is None else Aligned(*(values[missing] for values in vars(x).values()))
-                for x in (aligned, known)
-            ]
-            made = register(matcher, samples[missing], some, rows, decoys, former)
+            rows = Aligned(*(values[missing] for values in vars(aligned).values()))
+            made = register(matcher, samples[missing], some, rows, {}, decoys)
             for i, row in enumerate(missing):
                 memory[places[row]] = made.candidates[i], made.D[i], made.flipped[i]
         kept = zip(*(memory[place] for place in places), strict=True)
@@ -111,8 +109,10 @@ def remembered() -> Iterator[Memory]:
         samples: Any,
         near: Any,
         registered: Aligned,
+        known: Any,
         decoys: Matcher | None = None,
     ) -> Aligned:
+        del known
         others = b"" if decoys is None else _whole(decoys)
         real = ("in part", _whole(matcher), others)
         places = [(*real, row) for row in _each(samples)]
@@ -120,7 +120,7 @@ def remembered() -> Iterator[Memory]:
         if missing:
             some = [Near(n.D[missing], n.ids[missing], n.flipped[missing]) for n in near]
             rows = Aligned(*(values[missing] for values in vars(registered).values()))
-            made = fit_in_part(matcher, samples[missing], some, rows, decoys)
+            made = fit_in_part(matcher, samples[missing], some, rows, {}, decoys)
             for i, row in enumerate(missing):
                 memory[places[row]] = made.candidates[i], made.D[i], made.flipped[i]
         kept = zip(*(memory[place] for place in places), strict=True)

@@ -86,9 +86,9 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     align = Matcher._align
 
-    def counted(self: Matcher, samples: Any, near: Any) -> Any:
+    def counted(self: Matcher, samples: Any, *found: Any) -> Any:
         counts.append(len(samples))
-        return align(self, samples, near)
+        return align(self, samples, *found)
 
     monkeypatch.setattr(Matcher, "_align", counted)
     return counts

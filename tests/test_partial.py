@@ -5,6 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from synthaug import features
+from synthaug._audit import matching, partial
+from synthaug._audit.alignment import reduced, smoothed
 from synthaug._audit.partial import cleaned, fit, glance, median
 from synthaug._audit.rectangles import HALVES, MIDDLE, WHOLE
 
@@ -69,6 +72,31 @@ def test_single_pixels_that_were_changed_are_gone() -> None:
     assert (fit(b, a) < 0.3 * fit(b, other)).all()
     levels = images.float()
     assert median(levels)[0, 1, 5, 10] == levels[0, 1, 4:7, 9:12].median()
+
+
+def test_the_middle_of_nine_whole_numbers_is_that_of_their_shares() -> None:
+    images = (scenes(4) * 255).to(torch.uint8)
+    assert torch.equal(cleaned(images), smoothed(median(reduced(images))))
+
+
+def test_two_images_are_fitted_once_though_other_real_ones_are_asked_about(monkeypatch) -> None:
+    """Training images and decoys together propose some of the pairs that training images did."""
+    pairs: list[tuple[bytes, bytes]] = []
+
+    def counted(queries: Tensor, references: Tensor) -> Tensor:
+        both = zip(queries.numpy(), references.numpy(), strict=True)
+        pairs.extend((query.tobytes(), reference.tobytes()) for query, reference in both)
+        return glance(queries, references)
+
+    monkeypatch.setattr(partial, "glance", counted)
+    monkeypatch.setattr(partial, "fit", glance)
+    monkeypatch.setattr(matching, "register", glance)
+    images = (scenes(40, size=16) * 255).to(torch.uint8)
+    searched = [
+        matching.Matcher(some, [features.Pixel()], k=5) for some in (images[:20], images[20:30])
+    ]
+    searched[0].ask(searched[0].compare_pooled(searched[1], images[30:]))
+    assert len(set(pairs)) == len(pairs) > 10
 
 
 def test_parts_are_rectangles_of_any_image() -> None:

@@ -299,8 +299,9 @@ def smoothed(images: Tensor) -> Tensor:
     """The images under (1, 2, 1) / 4 along both sides."""
     # By slices: a convolution of each channel alone takes several times as long.
     padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
-    rows = padded[..., :-2, :] + 2 * padded[..., 1:-1, :] + padded[..., 2:, :]
-    return (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]) / 16
+    # In place: new memory for every sum costs more than the sums.
+    rows = padded[..., :-2, :].add(padded[..., 1:-1, :], alpha=2).add_(padded[..., 2:, :])
+    return rows[..., :-2].add(rows[..., 1:-1], alpha=2).add_(rows[..., 2:]).div_(16)
 
 
 def _inverse_norms(images: Tensor, size: tuple[int, int]) -> Tensor:

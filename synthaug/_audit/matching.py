@@ -11,9 +11,10 @@ Where no images are given but their features, these are the only space, and noth
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial as partially
+from itertools import islice, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -94,6 +95,11 @@ class _Part:
     path: Path | None
     """Where the judgment is kept."""
     found: Records | None
+
+
+_Known: TypeAlias = dict[tuple[Any, int, int, bool], float]
+"""Distances of pairs: how they are compared, the number of the image, the training image, and
+whether the image is mirrored."""
 
 
 class _Chosen:
@@ -300,7 +306,7 @@ class Matcher:
 
         def judge(part: Samples, near: list[Near], others: list[Near]) -> list[Matches]:
             del others
-            return [self._judge(part, near, self._align(part, near))]
+            return [self._judge(part, near, self._align(part, near, {}))]
 
         return Question(samples, judge, lambda found: found[0])
 
@@ -317,10 +323,11 @@ class Matcher:
         """
 
         def judge(part: Samples, near: list[Near], others: list[Near]) -> list[Matches]:
-            aligned = self._align(part, near)
+            known: _Known = {}
+            aligned = self._align(part, near, known)
             return [
                 self._judge(part, near, aligned),
-                self._judge_pooled(decoys, part, near, others, aligned),
+                self._judge_pooled(decoys, part, near, others, aligned, known),
             ]
 
         return Question(samples, judge, tuple, decoys)
@@ -405,7 +412,7 @@ class Matcher:
                 nearest.append(Near(D, self.distinct[ids], column >= k))
         return near
 
-    def _align(self, samples: Samples, near: Sequence[Near]) -> list[Aligned]:
+    def _align(self, samples: Samples, near: Sequence[Near], known: _Known) -> list[Aligned]:
         """The proposals correlated, and some of them fitted in part and registered.
 
         Empty for features.
@@ -415,10 +422,10 @@ class Matcher:
         assert isinstance(samples, Tensor)
         candidates = self._proposed(near)
         aligned = Aligned(candidates, *self._aligner.distances(samples, candidates))
-        registered = self._register(samples, near, aligned)
+        registered = self._register(samples, near, aligned, known)
         if not self._in_part:
             return [aligned, registered]
-        return [aligned, self._fit_in_part(samples, near, registered), registered]
+        return [aligned, self._fit_in_part(samples, near, registered, known), registered]
 
     def _proposed(self, near: Sequence[Near]) -> Indices:
         """Returns the training images to align with, out of the matches of each space, (n, K)."""
@@ -430,8 +437,8 @@ class Matcher:
         samples: Tensor,
         near: Sequence[Near],
         aligned: Aligned,
+        known: _Known,
         decoys: "Matcher | None" = None,
-        known: Aligned | None = None,
     ) -> Aligned:
         """Registers the best proposals and the nearest ones of each space.
 
@@ -439,8 +446,8 @@ class Matcher:
             samples: The images.
             near: The matches in each space.
             aligned: All proposals. Rows beyond the training images are those of `decoys`.
+            known: Pairs that were compared before, and from here on.
             decoys: Other real images.
-            known: The first columns of the result as far as they were registered before.
         """
         nearest = np.stack([space.ids[:, 0] for space in near[: self._of_images]], axis=1)
         chosen = (aligned.candidates[:, :, None] == nearest[:, None, :]).any(axis=2)
@@ -448,12 +455,11 @@ class Matcher:
         np.put_along_axis(chosen, best, True, axis=1)
         chosen &= aligned.candidates >= 0
         D = np.full(chosen.shape, np.inf)
-        if known is not None:
-            width = known.D.shape[1]
-            D[:, :width] = np.where(chosen[:, :width], known.D, np.inf)
-        query, column = np.nonzero(chosen & ~np.isfinite(D))
+        query, column = np.nonzero(chosen)
         rows, flipped = aligned.candidates[query, column], aligned.flipped[query, column]
-        D[query, column] = self._laid_over(register, small, samples, query, rows, flipped, decoys)
+        D[query, column] = self._laid_over(
+            register, small, samples, query, rows, flipped, known, decoys
+        )
         return Aligned(np.where(chosen, aligned.candidates, -1), D, aligned.flipped)
 
     def _fit_in_part(
@@ -461,6 +467,7 @@ class Matcher:
         samples: Tensor,
         near: Sequence[Near],
         registered: Aligned,
+        known: _Known,
         decoys: "Matcher | None" = None,
     ) -> Aligned:
         """Compares in part what was registered, and what is nearest to one half.
@@ -486,6 +493,7 @@ class Matcher:
                 query,
                 rows[query, column],
                 flipped[query, column],
+                known,
                 decoys,
             )
             best = np.argsort(D, axis=1, kind="stable")[:, : partial.FOLLOWED]
@@ -502,21 +510,28 @@ class Matcher:
         query: Indices,
         rows: Indices,
         flipped: NDArray[np.bool_],
+        known: _Known,
         decoys: "Matcher | None",
     ) -> NDArray[np.float64]:
         """The distances of images, by their numbers, to training images, some at a time, (n,).
 
-        Both are `prepared` and then `compared`.
+        Both are `prepared`, each image once, and then `compared`, each pair once.
         """
-        D = np.empty(len(query))
-        at_once = _REGISTERED_AT_ONCE // small(samples[:1]).shape[-2:].numel()
-        for i in range(0, len(query), at_once):
-            part = slice(i, i + at_once)
-            images = prepared(samples[torch.from_numpy(query[part])])
-            mirror = torch.from_numpy(flipped[part])[:, None, None, None]
-            references = prepared(self._at(rows[part], decoys))
-            D[part] = compared(torch.where(mirror, images.flip(-1), images), references).numpy()
-        return D
+        pairs = list(zip(repeat(compared), query.tolist(), rows.tolist(), flipped.tolist()))
+        new = np.flatnonzero([pair not in known for pair in pairs])
+        if len(new):
+            at_once = _REGISTERED_AT_ONCE // small(samples[:1]).shape[-2:].numel()
+            laid = partially(_once_each, prepared=prepared, at_once=at_once)
+            images, image = laid(query[new], lambda i: samples[torch.from_numpy(i)])
+            references, reference = laid(rows[new], lambda i: self._at(i, decoys))
+            mirror = torch.from_numpy(flipped[new])[:, None, None, None]
+            for i in range(0, len(new), at_once):
+                part = slice(i, i + at_once)
+                shown = images[image[part]]
+                shown = torch.where(mirror[part], shown.flip(-1), shown)
+                D = compared(shown, references[reference[part]]).double().tolist()
+                known.update(zip([pairs[j] for j in new[part].tolist()], D, strict=True))
+        return np.array([known[pair] for pair in pairs], np.float64)
 
     def _at(self, rows: Indices, decoys: "Matcher | None") -> Pixels:
         """Training images, and `decoys` behind the last one."""
@@ -539,6 +554,7 @@ class Matcher:
         near: list[Near],
         other: list[Near],
         aligned: list[Aligned],
+        known: _Known,
     ) -> Matches:
         first = len(self.train)  # the row number of the first decoy
         pooled = []
@@ -549,7 +565,7 @@ class Matcher:
         pooled_aligned = []
         if aligned and decoys._aligner is not None:
             assert isinstance(samples, Tensor)
-            correlated, *_, registered = aligned
+            correlated = aligned[0]
             # The nearest of both together, lest the fewer decoys be proposed from farther away.
             # Those that are training images have been aligned already.
             proposed = self._proposed(pooled)
@@ -563,10 +579,10 @@ class Matcher:
                 np.hstack([np.where(kept, correlated.D, np.inf), D]),
                 np.hstack([correlated.flipped, flipped]),
             )
-            laid_over = self._register(samples, pooled, both, decoys, registered)
+            laid_over = self._register(samples, pooled, both, known, decoys)
             pooled_aligned = [both, laid_over]
             if self._in_part:
-                in_part = self._fit_in_part(samples, pooled, laid_over, decoys)
+                in_part = self._fit_in_part(samples, pooled, laid_over, known, decoys)
                 pooled_aligned = [both, in_part, laid_over]
         twins, flips = self._twins(samples, near)
         others, other_flips = decoys._twins(samples, other)
@@ -596,6 +612,23 @@ class Matcher:
             equal = self.equal(shown)
             twins[equal >= 0], twin_flipped[equal >= 0] = equal[equal >= 0], is_mirrored
         return twins, twin_flipped
+
+
+def _once_each(
+    numbers: Indices,
+    images: Callable[[Indices], Pixels],
+    *,
+    prepared: Callable[[Pixels], Tensor],
+    at_once: int,
+) -> tuple[Tensor, Tensor]:
+    """Prepares the images of these numbers, each once, some at a time.
+
+    Returns:
+        Different images, and which of them each number has, int64 (n,).
+    """
+    unique, which = np.unique(numbers, return_inverse=True)
+    parts = [prepared(images(unique[i : i + at_once])) for i in range(0, len(unique), at_once)]
+    return torch.cat(parts), torch.from_numpy(which)
 
 
 def linked(

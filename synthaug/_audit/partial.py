@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from synthaug._audit.alignment import reduced, smoothed
+from synthaug._audit.alignment import SIDE, reduced, smoothed
 from synthaug._audit.registration import HALVED_FROM, follow, map_of
 from synthaug._types import Pixels
 
@@ -62,6 +62,8 @@ def cleaned(pixels: Pixels) -> Tensor:
     Each pixel is the median of its 3 x 3 neighbors, so that single pixels that were changed, such
     as salt and pepper, are gone; then they are smoothed.
     """
+    if max(pixels.shape[-2:]) <= SIDE:  # which of nine is the middle one, whole numbers say sooner
+        return smoothed(reduced(median(pixels)))
     return smoothed(median(reduced(pixels)))
 
 
