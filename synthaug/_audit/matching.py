@@ -243,7 +243,7 @@ class Matcher:
     def _judged(
         self, question: Question, chunk: Samples, parts: Sequence[_Part], near: list[Near]
     ) -> list[Records]:
-        """What is found for each part of a chunk, whose neighbors are known if some is missing."""
+        """Judges the parts of a chunk that are missing, and returns the results of all."""
         others: list[Near] = []
         asked = [(chunk, False)]
         if near and question.decoys is not None:
