@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import boto3
 import fsspec
 import pytest
+import torch
 from boto3.s3.transfer import TransferConfig
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from moto.server import ThreadedMotoServer
@@ -21,9 +23,11 @@ from torch import Tensor
 from synthaug import Plan, SynthCache, caches, generate
 from synthaug._cache import remote
 from synthaug._cli.call import Call
+from synthaug._pixels import digest, to_pil
 from synthaug._support.files import check_folder, check_outputs
 from synthaug.errors import CacheError, MismatchError
-from tests.drawing import Killed, Noise, fill, plan_of
+from tests.command_line import succeed
+from tests.drawing import SHAPE, Killed, Noise, fill, plan_of
 
 URL = "memory://bucket/images.h5"
 
@@ -71,7 +75,7 @@ def copies(folder: Path) -> list[str]:
 
 
 def test_a_cache_in_an_s3_store_is_read_like_the_file(
-    s3: ThreadedMotoServer, local: SynthCache, caplog: pytest.LogCaptureFixture
+    s3: ThreadedMotoServer, local: SynthCache
 ) -> None:
     url = "s3://bucket/folder/images.h5"
     caches.upload(local.path, url)
@@ -81,21 +85,41 @@ def test_a_cache_in_an_s3_store_is_read_like_the_file(
     assert cache[3][1] == local[3][1]
     again = pickle.loads(pickle.dumps(cache))  # as in a worker
     assert again.path == cache.path
-
-    # Its ETag tells another object of the same name.
-    boto3.client("s3").put_object(Bucket="bucket", Key="folder/images.h5", Body=b"other")
-    with pytest.raises(CacheError, match=r"has changed since .* Delete that file"):
-        SynthCache(url)
     with pytest.raises(CacheError, match=r"s3://bucket/none\.h5 does not exist"):
         SynthCache("s3://bucket/none.h5")
 
-    # The network is gone: with a copy the job goes on, and says so; without one it ends.
+
+def test_an_object_that_changed_after_it_was_copied_is_refused(
+    s3: ThreadedMotoServer, local: SynthCache, tmp_path: Path
+) -> None:
+    url, changed = "s3://bucket/changed.h5", tmp_path / "changed.h5"
+    caches.upload(local.path, url)
+    copy = SynthCache(url).path
+    shutil.copy(local.path, changed)
+    SynthCache(changed).withdraw([0])  # as many bytes: the store's own mark tells
+    caches.upload(changed, url, overwrite=True)
+    with pytest.raises(CacheError, match=r"has changed since .* Delete that file"):
+        SynthCache(url)
+    copy.unlink()
+    assert not SynthCache(url).done[0]
+
+
+def test_when_the_store_is_gone_a_copy_is_used_and_the_log_says_so(
+    s3: ThreadedMotoServer, local: SynthCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = "s3://bucket/gone.h5"
+    caches.upload(local.path, url)
+    cache = SynthCache(url)
+    assert "does not answer" not in caplog.text
     server_address = os.environ["AWS_ENDPOINT_URL"]
     try:
         os.environ["AWS_ENDPOINT_URL"] = "http://127.0.0.1:9"
         fsspec.filesystem("s3").clear_instance_cache()
-        assert SynthCache(url).path == cache.path
-        assert "does not answer" in caplog.text
+        again = SynthCache(url)
+        assert again.path == cache.path
+        assert again.read(range(len(local))).equal(local.read(range(len(local))))
+        assert f"{url} does not answer" in caplog.text
+        assert f"The local copy of 20{time.gmtime().tm_year % 100}-" in caplog.text
         with pytest.raises(CacheError, match=r"cannot be reached: .* Check the name"):
             SynthCache("s3://bucket/second.h5")
     finally:
@@ -321,6 +345,46 @@ def test_a_copy_that_does_not_end_leaves_nothing(
     assert SynthCache(stored).path.stat().st_size > 100
     (path.parent / f"{path.name}.json").unlink()
     assert SynthCache(stored).done.all()
+
+
+def test_forgetting_in_a_copy_says_that_the_object_still_holds_the_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SYNTHAUG_REMOTE_DIR", str(tmp_path / "copies"))
+    real = torch.randint(0, 256, (1, *SHAPE), dtype=torch.uint8)
+    kept = {
+        "sources": [[], [0], []],
+        "source_keys": [digest(real[0])],
+        "parameters": {"strength": [0.5]},
+    }
+    plan = Plan.build([0, 2, 0], classes=("a", "b", "c"), settings={}, seed=0, **kept)
+    original = fill(Noise(), tmp_path / "c.h5", plan)
+    url = "memory://bucket/signed.h5"
+    caches.upload(original.path, f"{url}?Signature=secret")
+    monkeypatch.setattr(remote, "_store", lambda _, of=remote._store: of(f"{url}?Signature=secret"))
+    copy = SynthCache(f"{url}?Signature=secret").path
+    (tmp_path / "real" / "b").mkdir(parents=True)
+    to_pil(real[0]).save(tmp_path / "real" / "b" / "0.png")
+    (link := tmp_path / "link.h5").symlink_to(copy)
+    told = f"is a copy of {url}, an object in a store, where nothing is erased: it still holds"
+    for place in (copy, copy.parent, link):
+        found = caches.forget([place], real)
+        assert told in "\n".join(found.beyond)
+        assert (
+            f"upload({str(place if place != copy.parent else copy)!r}, {url!r}, overwrite"
+            in str(found.beyond)
+        )
+        assert "secret" not in str(found.beyond)
+        assert not SynthCache(copy).done.any()
+    for other in (caches.forget([copy], [1]), caches.forget([original.path], real)):
+        assert "is a copy of" not in str(other.beyond)
+    source = f"folder:{tmp_path / 'real'}"
+    assert told in succeed("cache", "forget", source, copy)
+    assert told in succeed("cache", "forget", source, copy, "--json")
+    (note := copy.with_name(f"{copy.name}.json")).unlink()
+    os.mkfifo(note)
+    assert "is a copy of" not in str(caches.forget([copy], real).beyond)
+    MemoryFileSystem.store.clear()
 
 
 def test_a_copy_is_not_written_and_urls_are_not_filled(stored: str, tmp_path: Path) -> None:

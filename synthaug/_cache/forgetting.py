@@ -19,6 +19,7 @@ import torch
 
 from synthaug._cache.cards import refresh_croissant
 from synthaug._cache.files import parts_folder
+from synthaug._cache.remote import copied_from
 from synthaug._cache.store import SynthCache
 from synthaug._cache.tombstones import rows_from_sources, source_keys_of
 from synthaug._pixels import digest
@@ -145,6 +146,15 @@ def _forget_in_cache(cache: SynthCache, keys: Unsigned, found: Forgotten) -> Non
         found.beyond.append(
             f"{cache.path} is of format version 1, which keeps no tombstones: later merges and "
             "imports do not know what it forgot. `merge` makes a file of version 2 of it."
+        )
+    url = copied_from(cache.path)
+    if url is not None and len(rows):
+        found.beyond.append(
+            f"{cache.path} is a copy of {url}, an object in a store, where nothing is erased: it "
+            f"still holds what was drawn of {len(rows):,} rows that were made from these images, "
+            "and other machines may have copies of it. Put this file there with "
+            f"`synthaug.caches.upload({str(cache.path)!r}, {url!r}, overwrite=True)`, delete older "
+            "versions if the store keeps them, and delete the copies on other machines."
         )
     remove_orphans(cache.path)  # what a kill left of it may hold the images
     found[cache.path] = _withdraw(cache, keys)

@@ -10,7 +10,7 @@ import re
 import time
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from synthaug._support.extras import from_extra
 from synthaug._support.files import whole_file, write_text
 from synthaug._support.locks import claimed
 from synthaug._support.progress import bar
-from synthaug._support.reading import is_remote, without_secrets
+from synthaug._support.reading import is_remote, parse_json, read_text, without_secrets
 from synthaug._types import StrPath
 from synthaug.errors import CacheError
 
@@ -358,11 +358,20 @@ def _record_path(path: Path) -> Path:
 def _recorded(path: Path) -> dict[str, Any] | None:
     """Returns the note about a whole copy; `None` if there is none, or not all of it."""
     try:
-        record = json.loads(_record_path(path).read_text())
+        record = parse_json(read_text(_record_path(path)))
         whole = path.stat().st_size == record["object"]["size"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return record if whole and isinstance(record.get("fetched"), str) else None
+
+
+def copied_from(path: Path) -> str | None:
+    """The URL of the object that a file is a copy of, without what it may hold of signatures;
+    `None` if no note beside the file says so."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        url = parse_json(read_text(_record_path(path.resolve())))["url"]
+        return url if isinstance(url, str) and is_remote(url) else None
+    return None
 
 
 def _is_network_fault(error: BaseException | None) -> bool:
