@@ -306,6 +306,69 @@ def test_caches_in_a_work_folder_and_what_kills_left_are_reached(
     assert f"delete {work / 'other.hdf5'}" in text
 
 
+def test_whatever_lies_in_a_folder_loses_the_images_or_is_named(
+    tmp_path: Path, cache: SynthCache
+) -> None:
+    work = tmp_path / "work"
+    (work / "deep").mkdir(parents=True)
+    outer = shutil.copy(cache.path, tmp_path / "outer.h5")
+    gone = cache.read(made_from(cache, 104))
+    exports = [
+        export(cache, work / "deep" / form, format=form)
+        for form in ("folder", "huggingface", "webdataset")
+    ]
+    both = shutil.copytree(exports[0], work / "both")
+    tar = shutil.copy(exports[2] / "000000.tar", both / "0.tar")
+    wholes = [both / "c.h5", work / "renamed", work / "lost.h5.parts" / "0.h5"]
+    for path in wholes:
+        path.parent.mkdir(exist_ok=True)
+        shutil.copy(cache.path, path)
+    imported = import_images(load_dataset(f"folder:{exports[0]}"), work / "imported.h5")
+    pages = [work / "deep" / name for name in ("audit.html", "audit.json", "difficulty.json")]
+    for page in pages:
+        page.write_text(f"{'x' * (2**20 - 4)}data:image/png;base64,...")
+    loose = [
+        both / "cat" / "sheet.png",
+        work / "sheet.PNG",
+        work / "deep" / f"{'0' * 32}.npy",
+        work / "backup.tar.gz",
+    ]
+    for path in loose:
+        path.write_bytes(gone.numpy().tobytes())
+    links = [work / "linked.h5", work / "linked"]
+    links[0].symlink_to(outer)
+    links[1].symlink_to(tmp_path)
+    foreign, remains = work / "deep" / "foreign.tar", work / "deep" / ".out.12345678.partial"
+    with tarfile.open(foreign, "w") as archive:
+        archive.addfile(tarfile.TarInfo("0.json"))
+    remains.mkdir()
+    (remains / "0.png").write_bytes(gone.numpy().tobytes())
+    os.mkfifo(work / "deep" / "pipe")
+
+    found = forget([work], [104])
+    text = "\n".join(found.beyond)
+    assert found == {
+        **{path: 2 for path in (*exports, *wholes)},
+        both: 4,
+        imported.path: 0,
+    }
+    assert not remains.exists()
+    for path in (*pages, *loose, *links):
+        assert str(path.relative_to(work)) in text
+    assert f"{imported.path} was imported: what its images were made from is not known" in text
+    assert f"delete {foreign}" in text
+    pixels = [image.numpy().tobytes() for image in gone]
+    named = {imported.path, *loose}
+    for path in [path for path in work.rglob("*") if path.is_file() and not path.is_symlink()]:
+        if path not in named:
+            assert not any(image in path.read_bytes() for image in pixels), path
+    assert len(list(both.rglob("0*.png"))) == SynthCache(wholes[0]).done.sum() == 38
+    with tarfile.open(tar) as archive:
+        assert len(archive.getnames()) == 3 * 38
+    assert SynthCache(outer).done.all()
+    assert forget([work / "lost.h5.parts"], [104]) == {wholes[2]: 2}
+
+
 @pytest.mark.filterwarnings(COMPRESSED)
 @pytest.mark.parametrize("form", ["folder", "hdf5"])
 def test_an_export_holds_nothing_that_is_forgotten_while_it_is_written(

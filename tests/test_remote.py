@@ -352,7 +352,7 @@ def test_forgetting_in_a_copy_says_that_the_object_still_holds_the_images(
 ) -> None:
     monkeypatch.setenv("SYNTHAUG_REMOTE_DIR", str(tmp_path / "copies"))
     real = torch.randint(0, 256, (1, *SHAPE), dtype=torch.uint8)
-    kept = {
+    kept: dict[str, Any] = {
         "sources": [[], [0], []],
         "source_keys": [digest(real[0])],
         "parameters": {"strength": [0.5]},

@@ -10,6 +10,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,13 @@ from synthaug._cache.tombstones import rows_from_sources, source_keys_of
 from synthaug._pixels import digest
 from synthaug._support.files import remove_orphans, sync_folder, whole_file, write_text
 from synthaug._support.progress import bar
-from synthaug._support.reading import check_regular, parse_json, read_text, without_secrets
+from synthaug._support.reading import (
+    check_regular,
+    open_regular,
+    parse_json,
+    read_text,
+    without_secrets,
+)
 from synthaug._support.stopping import kept_at_stop
 from synthaug._types import Pixels, StrPath, Unsigned
 from synthaug.errors import CacheError
@@ -33,13 +40,24 @@ from synthaug.errors import CacheError
 _NO_RECORD = (AttributeError, KeyError, TypeError, ValueError)
 """What a record that is none of ours raises where it is read."""
 _FEATURES = re.compile(r"[0-9a-f]{32}\.np[yz]")
+_PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{8}\.partial")
+_PAGES = (".html", ".json", ".ipynb")
+"""What may have pictures in it, as text."""
+_PIXELS = (
+    *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".npy", ".npz"),
+    *(".parquet", ".arrow", ".zip", ".gz", ".tgz"),
+)
+_NAMED = 20
+"""How many files are named in one line."""
 MASK_FILE = "mask_file_name"
 """Where a record of an export names the mask of its image."""
 MASK_SUFFIX = "mask.png"
 """What the name of a mask in a tar file ends with, after the row."""
 _ALWAYS = (
-    "Copies, backups and exports that were not named: name them too, or delete them.",
-    "Reports of audits and selections (HTML) and sheets (PNG) that show the images: delete them.",
+    "Copies, backups and exports that were not named: name them too, or delete them. Objects in "
+    "stores that were uploaded: upload again.",
+    "Reports of audits, selections and evaluations (HTML, and the JSON that they are made of) and "
+    "sheets (PNG) that show the images, and what was logged by trackers: delete them.",
     "Training jobs that run now: one that draws on the fly into a cache named here leaves them out "
     "from its next batch on; start any other anew.",
 )
@@ -64,9 +82,9 @@ def forget(
     In a cache, and in the parts of a job that is still being drawn, the pixels are zeroed on the
     disk and the rows are withdrawn for good; from a folder that was exported their files, members
     and records are deleted; from any other folder, such as that of `improve`, they are erased in
-    every cache that lies in it. They are found by the column `source_key`, and by every column
-    whose name ends in `_key`, such as that of a partner which was interpolated with. Features that
-    were kept are deleted whole: they do not say of which images they are.
+    every cache and export that lies in it or below. They are found by the column `source_key`, and
+    by every column whose name ends in `_key`, such as that of a partner which was interpolated
+    with. Features that were kept are deleted whole: they do not say of which images they are.
 
     The caches keep tombstones: the keys of the sources that they have rows of, and of the erased
     images. Merges leave out
@@ -83,8 +101,9 @@ def forget(
     Returns:
         For each place the number of images derived from the sources, erased now or before (of an
         export now); for each folder of features the number of files. `beyond` lists what was not
-        reached: weights, compressed copies, objects in a store, embeddings, and whatever was not
-        named.
+        reached: weights, compressed copies, objects in a store, embeddings, imported caches, what
+        else may show images in a folder (reports, pictures, arrays, archives, links), and whatever
+        was not named.
 
     Raises:
         TypeError: `sources` holds something else, such as floats.
@@ -125,6 +144,12 @@ def _forget_in_cache(cache: SynthCache, keys: Unsigned, found: Forgotten) -> Non
             f"The weights that drew {cache.path} ({recipe.get('synthesizer')}, {name} {value}), "
             "and checkpoints and samples of their training: if these images were among the "
             "training data, delete them and train anew."
+        )
+    if recipe.get("synthesizer") == "imported":
+        found.beyond.append(
+            f"{cache.path} was imported: what its images were made from is not known. Delete it if "
+            "these images may be among that, and import again with `forgotten=` the caches from "
+            "which they are erased: that compares pixels."
         )
     rows = rows_from_sources(cache.plan, keys)
     if cache.url is not None and len(rows):
@@ -179,24 +204,9 @@ def _withdraw(cache: SynthCache, keys: Unsigned) -> int:
 
 
 def _forget_in_folder(folder: Path, keys: Unsigned, found: Forgotten) -> None:
-    wanted = set(keys.tolist())
     try:
         remove_orphans(folder)  # what a kill left of an export may hold the images
-        features = [path for path in folder.iterdir() if _FEATURES.fullmatch(path.name)]
-        tars = sorted(folder.glob("*.tar"))
-        if (folder / "provenance.jsonl").exists():
-            found[folder] = _from_records(folder, wanted)
-            refresh_croissant(folder)
-        elif tars:
-            found[folder] = sum(_from_tar(path, wanted) for path in tars)
-            refresh_croissant(folder)
-        elif features:
-            for path in features:
-                path.unlink()
-            found[folder] = len(features)
-        else:
-            _forget_below(folder, keys, found)
-        sync_folder(folder)
+        _Search(folder, keys, found).run()
     except (OSError, tarfile.TarError, *_NO_RECORD) as error:
         raise CacheError(
             f"Cannot forget in {folder}: {error}. Repair the cause and forget again, or delete the "
@@ -204,28 +214,143 @@ def _forget_in_folder(folder: Path, keys: Unsigned, found: Forgotten) -> None:
         ) from error
 
 
-def _forget_below(folder: Path, keys: Unsigned, found: Forgotten) -> None:
-    """Erases from the caches in a folder of other files, and names what cannot be erased."""
-    caches = 0
-    for path in sorted((*folder.rglob("*.h5"), *folder.rglob("*.hdf5"))):
-        # Links may lead out of the folder, which may be a stranger's. Parts go with their whole.
-        if path.is_symlink() or path.name[0] == "." or path.parent.suffix == ".parts":
-            continue
+class _Search:
+    """Erases what lies in a folder and below it, and names what cannot be erased.
+
+    Links are not followed: they may lead out of the folder, which may be a stranger's.
+    """
+
+    def __init__(self, folder: Path, keys: Unsigned, found: Forgotten) -> None:
+        self._folder, self._keys, self._found = folder, keys, found
+        self._wanted = set(keys.tolist())
+        self._exports: list[Path] = []
+        self._recorded: set[str] = set()
+        self._caches = self._learned = 0
+        self._pages: list[Path] = []
+        self._loose: list[Path] = []
+        self._links: list[Path] = []
+
+    def run(self) -> None:
+        for where, folders, names in os.walk(self._folder, onerror=_raised):
+            place = Path(where)
+            folders.sort()
+            self._look(place, folders, sorted(names))
+        self._report()
+
+    def _look(self, place: Path, folders: list[str], names: list[str]) -> None:
+        """Does what is to be done in one folder; those below are looked at next."""
+        whole = place.with_name(place.name.removesuffix(".parts")) if place.name else place
+        if place != self._folder and parts_folder(whole) == place and _is_plain(whole):
+            folders.clear()  # parts go with their whole
+            return
+        for name in [*folders, *names]:
+            if partial := _PARTIAL.fullmatch(name):
+                remove_orphans(place / partial[1])
+        folders[:] = [name for name in folders if (place / name).exists()]
+        paths = [place / name for name in names if os.path.lexists(place / name)]
+        self._links += [
+            path for path in (*(place / f for f in folders), *paths) if path.is_symlink()
+        ]
+        with self._told(place):
+            self._forget_export(place, paths)
+        for path in paths:
+            with self._told(path):
+                if _is_plain(path):
+                    self._forget_file(path)
+
+    @contextmanager
+    def _told(self, place: Path) -> Iterator[None]:
+        """Names what cannot be read below the folder; in the folder itself it is an error."""
         try:
-            cache = SynthCache(path)
-        except CacheError as error:
-            found.beyond.append(f"{error} If it holds something of the images, delete {path}.")
-            continue
-        _forget_in_cache(cache, keys, found)
-        caches += 1
-    learned = sum(_learned(path, keys) for path in folder.glob("embeddings/*.safetensors"))
-    held = [f"embeddings of {learned:,} of these images"] * bool(learned)
-    held += [f"{caches:,} caches, which are done"] * bool(caches)
-    found.beyond.append(
-        f"{folder} holds {' and '.join(held) or 'no export'}. Weights, checkpoints and samples of "
-        "training, and reports, cannot be made to forget: if these images were among the training "
-        "data, delete the folder and start anew without them."
-    )
+            yield
+        except (CacheError, OSError, tarfile.TarError, *_NO_RECORD) as error:
+            if place == self._folder:
+                raise
+            text = f"{error}".rstrip(".")
+            self._found.beyond.append(
+                f"{text}. If it holds something of the images, delete {place}."
+            )
+
+    def _forget_export(self, place: Path, paths: list[Path]) -> None:
+        """Takes images out of an export, or deletes kept features, if the folder is such."""
+        counts = []
+        if (records := place / "provenance.jsonl") in paths:
+            counts.append(_from_records(records, self._wanted, self._recorded))
+        for path in paths:
+            if path.suffix == ".tar":
+                with self._told(place if place == self._folder else path):
+                    counts.append(_from_tar(path, self._wanted))
+        if counts:
+            refresh_croissant(place)
+        features = [path for path in paths if _FEATURES.fullmatch(path.name)]
+        if features and place == self._folder:
+            for path in features:
+                path.unlink()
+            counts.append(len(features))
+        if counts:
+            self._exports.append(place)
+            self._found[place] = sum(counts)
+            sync_folder(place)
+
+    def _forget_file(self, path: Path) -> None:
+        if path.suffix == ".safetensors" and path.parent.name == "embeddings":
+            self._learned += _learned(path, self._keys)
+        elif path.suffix in _PAGES:
+            if _shows_images(path):
+                self._pages.append(path)
+        elif path.suffix.lower() in _PIXELS:
+            if os.fspath(path) not in self._recorded:
+                self._loose.append(path)
+        elif path.suffix in (".h5", ".hdf5") or _is_hdf5(path):
+            _forget_in_cache(SynthCache(path), self._keys, self._found)
+            self._caches += 1
+
+    def _report(self) -> None:
+        folder, found = self._folder, self._found
+        below = sum(place != folder for place in self._exports)
+        held = [f"embeddings of {self._learned:,} of these images"] * bool(self._learned)
+        held += [f"{self._caches:,} caches, which are done"] * bool(self._caches)
+        held += [f"{below:,} exports, which are done"] * bool(below)
+        if held or folder not in self._exports:
+            found.beyond.append(
+                f"{folder} holds {' and '.join(held) or 'no export'}. Weights, checkpoints and "
+                "samples of training, and reports, cannot be made to forget: if these images were "
+                "among the training data, delete the folder and start anew without them."
+            )
+        for paths, text in (
+            (self._pages, "reports show images, of which some may be these. Delete them"),
+            (self._loose, "pictures, arrays or archives are of no export. Delete what shows them"),
+            (self._links, "links are not followed. Name what they lead to, if it holds images"),
+        ):
+            if paths:
+                names = ", ".join(str(path.relative_to(folder)) for path in paths[:_NAMED])
+                more = ", ..." * (len(paths) > _NAMED)
+                found.beyond.append(f"{folder}: {len(paths):,} {text}: {names}{more}.")
+
+
+def _raised(error: OSError) -> None:
+    raise error
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether it is a file that lies there itself: no link, pipe or device."""
+    return path.is_file() and not path.is_symlink()
+
+
+def _is_hdf5(path: Path) -> bool:
+    with open_regular(path) as file:
+        return file.read(8) == b"\x89HDF\r\n\x1a\n"
+
+
+def _shows_images(path: Path) -> bool:
+    """Whether a page or the JSON that it is made of has pictures in it."""
+    with open_regular(path) as file:
+        end = b""
+        while piece := file.read(2**20):
+            if b"data:image/" in end + piece:
+                return True
+            end = piece[-16:]
+    return False
 
 
 def derived(record: Mapping[str, Any], keys: set[int]) -> bool:
@@ -236,16 +361,18 @@ def derived(record: Mapping[str, Any], keys: set[int]) -> bool:
     )
 
 
-def _from_records(folder: Path, keys: set[int]) -> int:
-    """Deletes images of an export in class folders, and then what its records say about them."""
-    path, root = folder / "provenance.jsonl", folder.resolve()
+def _from_records(path: Path, keys: set[int], kept_files: set[str]) -> int:
+    """Deletes images of an export in class folders, and then what its records say about them;
+    adds the files of the other records."""
+    folder, root = path.parent, path.parent.resolve()
     kept, count = [], 0
     for line in read_text(path, 2**34).splitlines():
         record = parse_json(line)
+        names = [record[key] for key in ("file_name", MASK_FILE) if key in record]
         if not derived(record, keys):
             kept.append(line)
+            kept_files.update(os.path.join(folder, name) for name in names)
             continue
-        names = [record[key] for key in ("file_name", MASK_FILE) if key in record]
         for name in names:
             file = (folder / name).resolve()
             if not file.is_relative_to(root):  # the folder may be a stranger's
