@@ -30,7 +30,14 @@ def labeled(number: int, seed: int) -> LabeledImages:
 
 def create(folder: Path, number: int) -> None:
     """Lays out a cache and fills it."""
-    plan = Plan.build([1] * number, classes=labeled(number, 0).classes, settings={}, seed=0)
+    plan = Plan.build(
+        [1] * number,
+        classes=labeled(number, 0).classes,
+        settings={},
+        seed=0,
+        sources=[[source] for source in range(number)],
+        source_keys=np.arange(1, number + 1, dtype=np.uint64),
+    )
     manifest = {"recipe": {"synthesizer": "Noise", "settings": {}}}
     cache = SynthCache.create(folder / "c.h5", plan, image_shape=SHAPE, manifest=manifest)
     cache.write(range(number), pixels(number, 1))
@@ -89,17 +96,17 @@ def audit(folder: Path, number: int) -> None:
 
 
 def export(folder: Path, number: int) -> None:
-    """Writes tar files."""
-    caches.export(SynthCache(folder / "c.h5"), folder / "tars", format="webdataset")
+    """Writes tar files, and class folders."""
+    cache = SynthCache(folder / "c.h5")
+    caches.export(cache, folder / "tars", format="webdataset")
+    caches.export(cache, folder / "folders", format="folder")
 
 
 def forget(folder: Path, number: int) -> None:
-    """Withdraws rows, and merges again."""
-    cache = SynthCache(folder / "c.h5")
-    cache.withdraw(range(0, number, 10))
-    assert caches.merge([cache.path], folder / "again.h5").done.sum() == number - len(
-        range(0, number, 10)
-    )
+    """Forgets every tenth source in the cache and its exports, and merges again."""
+    places, gone = [folder / name for name in ("c.h5", "tars", "folders")], range(1, number + 1, 10)
+    assert caches.forget(places, gone) == dict.fromkeys(places, len(gone))
+    assert caches.merge(places[:1], folder / "again.h5").done.sum() == number - len(gone)
 
 
 STEPS: dict[str, Callable[[Path, int], None]] = {
