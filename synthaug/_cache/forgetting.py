@@ -254,8 +254,9 @@ class _Search:
         with self._told(place):
             self._forget_export(place, paths)
         for path in paths:
-            with self._told(path):
-                if _is_plain(path):
+            own = path.parent == self._folder / "embeddings"  # of the inversion that was named
+            with self._told(self._folder if own else path):
+                if path.exists() and not path.is_symlink():
                     self._forget_file(path)
 
     @contextmanager
