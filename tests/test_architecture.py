@@ -153,7 +153,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "test_progress": {"_support"},
     "test_prompts": {"_plan"},
     "test_readme": {"_cli"},
-    "test_remote": {"_cache", "_cli", "_pixels", "_support"},
+    "test_remote": {"_cache", "_cli", "_support"},
     "test_report": {"_support", "_types"},
     "test_rows": {"_audit", "_images", "_plan"},
     "test_scaled_audit": {"_audit", "_neighbors"},
