@@ -10,7 +10,7 @@ from synthaug._training.fit_job import (
     stratified,
 )
 from synthaug._training.network_config import PREDICTION_TYPES
-from synthaug.samplers import make_scheduler, set_timesteps
+from synthaug.samplers import denoised_estimate, make_scheduler, set_timesteps
 
 
 @pytest.mark.parametrize("levels", [8, 1000])
@@ -51,6 +51,22 @@ def test_the_loss_is_zero_for_who_knows_the_image_and_is_not_for_others(predicti
 def test_an_unknown_prediction_type_is_refused_with_those_that_there_are():
     with pytest.raises(ValueError, match="'v_prediction', 'epsilon', 'sample', got 'score'"):
         diffusion_config("score")
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_a_step_of_ddim_goes_on_from_an_image_and_a_noise_that_belong_together(prediction_type):
+    """diffusers' DDIM would clip the one and not the other, if it were told to."""
+    scheduler = make_scheduler("ddim", diffusion_config(prediction_type))
+    set_timesteps(scheduler, 4)
+    t, after = scheduler.timesteps[1:3]
+    x, prediction = torch.randn(2, 1, 1, 4, 4, generator=torch.manual_seed(0))
+    level, next_level = (float(scheduler.alphas_cumprod[step]) for step in (t, after))
+    x0 = denoised_estimate(prediction, x, level, prediction_type)
+    assert x0.abs().max() > 1
+    noise = (x - level**0.5 * x0) / (1 - level) ** 0.5
+    expected = next_level**0.5 * x0 + (1 - next_level) ** 0.5 * noise
+    stepped = scheduler.step(prediction, t, x).prev_sample
+    torch.testing.assert_close(stepped, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", [None, "ddim", "FlowMatchHeunDiscreteScheduler", "dpmsolver++"])

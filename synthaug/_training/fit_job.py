@@ -148,6 +148,9 @@ def diffusion_config(prediction_type: str) -> dict[str, Any]:
         "beta_schedule": "squaredcos_cap_v2",
         "prediction_type": prediction_type,
         "timestep_spacing": "trailing",  # starts at the last timestep, also for few steps
+        # diffusers' DDIM clips the estimate of the image but not that of the noise, which goes on
+        # from the two as if they belonged together: images get worse, much worse with guidance.
+        "clip_sample": False,
     }
 
 
