@@ -303,3 +303,18 @@ def test_a_student_gets_near_its_teacher_and_a_run_that_was_stopped_ends_alike(t
     expected = teacher.draw(plan)
     before, after = ((one.draw(plan) - expected).square().mean() for one in (at_once, whole))
     assert after < before / 2
+
+
+def test_a_run_that_other_lessons_began_is_not_continued(tmp_path, monkeypatch):
+    identity = DistillJob._identity
+    few = DistillationConfig(evaluations=1, teacher_steps=2)
+    config = TrainingConfig(steps=1, batch_size=4, device="cpu")
+
+    def before(self, module):
+        return {k: v for k, v in identity(self, module).items() if k != "lessons"}
+
+    monkeypatch.setattr(DistillJob, "_identity", before)
+    tiny().distill(Real(), tmp_path, few, config=config, progress=False)
+    monkeypatch.setattr(DistillJob, "_identity", identity)
+    with pytest.raises(MismatchError, match="lessons"):
+        tiny().distill(Real(), tmp_path, few, config=replace(config, steps=2), progress=False)

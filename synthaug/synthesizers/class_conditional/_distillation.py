@@ -91,6 +91,7 @@ class DistillJob(fit_job.AbstractFitJob[nn.Module]):
         return {
             "synthesizer": "ClassConditional",
             "distilled": self.student.distilled,
+            "lessons": "dpm-solver++(2m)",  # of DDIM, and not named, in runs of before
             "scheduler": checkpoints.plain_config(self.student.scheduler_config),
             "data": self.real.fingerprint or self.num_examples,
         }
