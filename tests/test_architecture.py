@@ -128,7 +128,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "test_fine_tuning": {"_training", "synthesizers"},
     "test_fitting": {"_training"},
     "test_from_pipeline": {"_support", "_training"},
-    "test_forgetting": {"_cache", "_pixels"},
+    "test_forgetting": {"_cache", "_pixels", "_support"},
     "test_frameworks": {"_images"},
     "test_gains": {"_cli", "evaluation"},
     "test_long_tail": {"_images", "evaluation"},

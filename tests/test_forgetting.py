@@ -25,6 +25,7 @@ from synthaug import OnTheFlyDataset, Plan, SynthCache, load_dataset
 from synthaug._cache import State
 from synthaug._cache.writing import Writer
 from synthaug._pixels import digest
+from synthaug._support.digests import sealed_file
 from synthaug.caches import SourceMasks, export, forget, import_images, merge, upload
 from synthaug.errors import CacheError, DataError, MismatchError
 from synthaug.images import LabeledImages
@@ -394,10 +395,28 @@ def test_features_that_were_kept_are_deleted(tmp_path: Path, cache: SynthCache) 
     folder = tmp_path / "features"
     folder.mkdir()
     for name in ("0123456789abcdef0123456789abcdef.npy", "ffff456789abcdef0123456789abcdef.npz"):
-        (folder / name).write_bytes(b"features, or how close images are")
-    (folder / "mine.npy").write_text("kept")
-    assert forget([cache.path, folder], [104])[folder] == 2
-    assert os.listdir(folder) == ["mine.npy"]
+        with sealed_file(folder / name) as path:
+            Path(path).write_bytes(b"features, or how close images are")
+    others = {"mine.npy", f"{'5' * 32}.npy"}  # the second by the digest of what is in it, say
+    for name in others:
+        (folder / name).write_text("kept")
+    found = forget([cache.path, folder], [104])
+    assert found[folder] == 2
+    assert set(os.listdir(folder)) == others
+    assert all(any(name in text for text in found.beyond) for name in others)
+
+
+def test_an_export_that_is_a_link_is_named_and_stays_one(tmp_path: Path, cache: SynthCache) -> None:
+    out = export(cache, tmp_path / "out", format="webdataset")
+    folder = tmp_path / "links"
+    folder.mkdir()
+    tar = next(out.rglob("*.tar"))
+    before = tar.read_bytes()
+    (folder / "linked.tar").symlink_to(tar)
+    for _ in range(2):
+        assert any("linked.tar" in text for text in forget([cache.path, folder], [104]).beyond)
+    assert (folder / "linked.tar").is_symlink()
+    assert tar.read_bytes() == before
 
 
 # Tombstones

@@ -24,6 +24,7 @@ from synthaug._cache.remote import copied_from
 from synthaug._cache.store import SynthCache
 from synthaug._cache.tombstones import rows_from_sources, source_keys_of
 from synthaug._pixels import digest
+from synthaug._support.digests import check_seal
 from synthaug._support.files import remove_orphans, sync_folder, whole_file, write_text
 from synthaug._support.progress import bar
 from synthaug._support.reading import (
@@ -252,7 +253,7 @@ class _Search:
             path for path in (*(place / f for f in folders), *paths) if path.is_symlink()
         ]
         with self._told(place):
-            self._forget_export(place, paths)
+            self._forget_export(place, [path for path in paths if not path.is_symlink()])
         for path in paths:
             own = path.parent == self._folder / "embeddings"  # of the inversion that was named
             with self._told(self._folder if own else path):
@@ -283,7 +284,7 @@ class _Search:
                     counts.append(_from_tar(path, self._wanted))
         if counts:
             refresh_croissant(place)
-        features = [path for path in paths if _FEATURES.fullmatch(path.name)]
+        features = [path for path in paths if _is_kept(path)]
         if features and place == self._folder:
             for path in features:
                 path.unlink()
@@ -331,6 +332,17 @@ class _Search:
 
 def _raised(error: OSError) -> None:
     raise error
+
+
+def _is_kept(path: Path) -> bool:
+    """Whether it is a file of kept features by its name and by the digest behind its content."""
+    if not _FEATURES.fullmatch(path.name):
+        return False
+    try:
+        check_seal(path)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _is_plain(path: Path) -> bool:
