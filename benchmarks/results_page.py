@@ -113,10 +113,12 @@ def helped() -> Lines:
     example = by_arm(read("cifar10_example")["runs"], lambda run: run["test_accuracy"])
     fewshot = {(r["per_class"], r["arm"]): r for r in read("inversion_fewshot")["summary"]}
     cold = by_arm(read("cold_augmentation")["rows"], lambda row: row["accuracy"])
-    robust = read("robust_digits")["summary"]
+    attacked = {
+        "400": read("robust_digits")["summary"],
+        "1,600": read("robust_digits_long")["summary"],
+    }
     tuned = read("fine_tuning_first")["accuracies"]
     rare = {k: v["hard"] for k, v in read("low_density_digits")["accuracy"].items()}
-    gain = robust["diffusion, 0.3"]["robust, gain over real, affine"]
     denoised = read("denoise_once")["summary"]
     once = denoised["trivialaugment, denoised once, t 0.1 to 0.5"]
     lost = once["corrupted, gain over trivialaugment"]
@@ -156,13 +158,17 @@ def helped() -> Lines:
                 "**helps**",
             ),
             compared("The same: accuracy on clean images", *cold_clean, "harms"),
-            [
-                "Digits, adversarial training: robust accuracy",
-                percent(robust["real, affine"]["robust"]["values"]),
-                percent(robust["diffusion, 0.3"]["robust"]["values"]),
-                f"{100 * gain['mean']:+.1f} ± {100 * gain['standard_error']:.1f}",
-                "not shown",
-            ],
+            *(
+                [
+                    f"Digits, adversarial training of {steps} steps: robust accuracy",
+                    percent(robust["real, affine"]["robust"]["values"]),
+                    percent(robust["diffusion, 0.5"]["robust"]["values"]),
+                    "{:+.1f} ± {:.1f}".format(*(100 * gain[k] for k in ("mean", "standard_error"))),
+                    "**helps**" if gain["low"] > 0 else "not shown",
+                ]
+                for steps, robust in attacked.items()
+                for gain in [robust["diffusion, 0.5"]["robust, gain over real, affine"]]
+            ),
             [
                 "Digits, TrivialAugment and then DenoiseOnce: accuracy under corruptions",
                 percent(denoised["trivialaugment"]["corrupted"]["values"]),
@@ -1122,16 +1128,16 @@ def robust(file: str, shares: Sequence[float], further: str) -> Lines:
         accuracies = [percent(summary[arm][key]["values"]) for key in ("clean", "robust")]
         return [text, *accuracies, *gains]
 
-    others = ["Gaussians", *([control] if any(arm.startswith(control) for arm in summary) else [])]
+    columns = {"Gaussians": "Gaussians", control: "those real images"}
+    others = [x for x in columns if any(arm.startswith(x) for arm in summary)]
     return table(
         [
             "share of each batch",
             "clean, %",
             "robust, %",
             "gain over real images alone",
-            "gain over the same share of Gaussians",
-            "gain over the same share of those real images",
-        ][: 4 + len(others)],
+            *(f"gain over the same share of {columns[x]}" for x in others),
+        ],
         [row(arm, text) for arm, text in names.items() if arm in summary],
     )
 
@@ -1168,12 +1174,17 @@ def denoise_once() -> Lines:
 
 @block
 def robust_digits() -> Lines:
-    return robust("robust_digits", [0.3, 0.5, 0.7], "419")
+    return robust("robust_digits", [0.3, 0.5, 0.7], "598")
+
+
+@block
+def robust_long() -> Lines:
+    return robust("robust_digits_long", [0.5], "598")
 
 
 @block
 def robust_no_average() -> Lines:
-    return robust("robust_digits_no_average", [0.5], "419")
+    return robust("robust_digits_no_average", [0.5], "598")
 
 
 @block
@@ -1566,6 +1577,30 @@ def cpu_compiled() -> Lines:
             ]
             for name, part in parts.items()
             if "compiled" in part["ways"]
+        ],
+    )
+
+
+@block
+def ddim_clipping() -> Lines:
+    rows = read("ddim_clipping")["rows"]
+    ways = dict.fromkeys((r["scheduler"], r["evaluations"], r["clip_sample"]) for r in rows)
+    scales = sorted({row["guidance"] for row in rows})
+
+    def distance(way: Any, scale: float) -> str:
+        names = ("scheduler", "evaluations", "clip_sample")
+        found = [
+            row["distance"]
+            for row in rows
+            if tuple(row[name] for name in names) == way and row["guidance"] == scale
+        ]
+        return spread(found, 0)
+
+    return table(
+        ["sampler", "evaluations", "clips", *(f"guidance {scale:g}" for scale in scales)],
+        [
+            [way[0], str(way[1]), "yes" if way[2] else "no", *(distance(way, s) for s in scales)]
+            for way in ways
         ],
     )
 

@@ -69,6 +69,7 @@ def train_generator(
         checkpoint_seconds=60,
         seed=seed,
         device=device,
+        precision="float32",
     )
     model, _ = ClassConditional.fit(
         real, folder / "generator", channels=options.width, config=config
@@ -128,8 +129,9 @@ def one_seed(seed: int, options: argparse.Namespace) -> EvaluationReport:
     real, further = half.subset(rows), half.subset(np.setdiff1d(np.arange(len(half)), rows))
     cache = drawn(real, folder, seed, options)
     gaussians = class_gaussians(real, per_class=options.synthetic_per_class, seed=seed)
+    arms = arms_of(real, gaussians, cache, further, options.shares)
     return evaluate(
-        arms_of(real, gaussians, cache, further, options.shares),
+        {name: arm for name, arm in arms.items() if name.startswith(tuple(options.arms))},
         test=test,
         seeds=[seed],
         config=ClassifierConfig(
@@ -164,7 +166,7 @@ def summed_up(report: EvaluationReport) -> dict[str, Any]:
             share = arm.rpartition(", ")[2]
             others = [BASELINE, f"Gaussians, {share}", f"{CONTROL}, {share}"]
             for other in others if arm.startswith("diffusion") else others[:1]:
-                if other != arm:
+                if other != arm and other in report.arm_names:
                     gain = report.difference(arm, other, result=result)
                     figures[f"{name}, gain over {other}"] = asdict(gain)
         summary[arm] = figures
@@ -179,6 +181,9 @@ def main() -> None:
     parser.add_argument("--test-images", type=int, help="as many of every class; default all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--shares", type=float, nargs="+", default=[0.3, 0.5, 0.7])
+    parser.add_argument(
+        "--arms", nargs="+", default=[""], help="beginnings of the names of those to train"
+    )
     parser.add_argument("--per-class", type=int, default=30, help="labeled images")
     parser.add_argument("--synthetic-per-class", type=int, default=500)
     parser.add_argument("--steps", type=int, default=400, help="of each classifier")
@@ -192,6 +197,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/robust_digits"))
     parser.add_argument("--out", type=Path, default=RESULTS / "robust_digits.json")
     options = parser.parse_args()
+    if not BASELINE.startswith(tuple(options.arms)):
+        parser.error(f"--arms needs {BASELINE!r}, which the others are compared with")
     reports: list[EvaluationReport] = []
     for seed in options.seeds:
         reports.append(one_seed(seed, options))
