@@ -100,7 +100,7 @@ def _label_lists(leaf: Any, key: Any) -> dict[str, Labels]:
         return {"column": _indices(leaf, column, len(leaf))}
     lists: dict[str, Any] = {}
     if key in (None, 1):
-        for name, owner in (("reader", getattr(leaf, "reader", None)), ("samples", leaf)):
+        for name, owner in (("reader", _reader(leaf)), ("samples", leaf)):
             samples = getattr(owner, "samples", None)  # timm's; `DatasetFolder`'s
             if isinstance(samples, list) and all(
                 isinstance(sample, tuple) and len(sample) == 2 for sample in samples
@@ -117,6 +117,11 @@ def _label_lists(leaf: Any, key: Any) -> dict[str, Labels]:
         for name, labels in arrays.items()
         if _are_indices(labels, len(leaf))
     }
+
+
+def _reader(leaf: Any) -> Any:
+    """The part of timm's data sets that knows samples and classes; `None` of others."""
+    return getattr(leaf, "reader", None)
 
 
 def _as_array(values: Any) -> Array:
@@ -235,7 +240,7 @@ def class_names(leaf: Any, key: Any = None) -> tuple[str, ...] | None:
     if is_table(leaf):
         names = getattr(leaf.features[_column(leaf, key)], "names", None)
     else:
-        index = getattr(getattr(leaf, "reader", leaf), "class_to_idx", None)  # timm's, or its own
+        index = getattr(_reader(leaf) or leaf, "class_to_idx", None)
         names = getattr(leaf, "classes", None)
         if isinstance(index, dict):
             names = sorted(index, key=index.__getitem__) if names is None else names

@@ -6,7 +6,7 @@ once, when a source is opened; what it finds below them are leaves, which know t
 
 import copy
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from functools import cached_property, partial
 from typing import Any, final
 
@@ -95,10 +95,8 @@ class ImageSource:
             return cls(load_dataset(os.fspath(given)), name, fields)
         if isinstance(given, tuple):
             return cls(_paired(given, name), name, fields)
-        items = hasattr(given, "__getitem__") or hasattr(given, "read")
-        if isinstance(given, IterableDataset | Mapping) or not (
-            hasattr(given, "__len__") and items
-        ):
+        items = hasattr(given, "__getitem__") or reads(given)
+        if isinstance(given, IterableDataset | Mapping) or not (isinstance(given, Sized) and items):
             raise TypeError(
                 f"{name} is a {type(given).__name__}, expected a cache, or a map-style data set "
                 "with `__len__` and `__getitem__`. Choose a split of several, read the items of a "
@@ -368,18 +366,18 @@ class ImageSource:
     @property
     def gives_pixels(self) -> bool:
         """Whether `pixels` and `labels` are what items are made of: no transform, no soft label."""
-        soft = self._some_leaf("has_soft_labels")
+        soft = any(self._told("has_soft_labels", False))
         changed = any(map(has_transforms, (self.dataset, *self.leaves)))
         return self._reads and not changed and not soft
 
     @property
     def has_weights(self) -> bool:
         """Whether class probabilities are scaled by weights, as those of a mixture can be."""
-        return self._some_leaf("has_weights")
+        return any(self._told("has_weights", False))
 
-    def _some_leaf(self, property: str) -> bool:
-        """Whether a mixture among the leaves says so of itself."""
-        return any(getattr(leaf, property, False) for leaf in self.leaves)
+    def _told(self, property: str, default: bool) -> list[bool]:
+        """Asks every leaf for a property that mixtures have."""
+        return [getattr(leaf, property, default) for leaf in self.leaves]
 
     @property
     def _reads(self) -> bool:
@@ -388,7 +386,7 @@ class ImageSource:
     @property
     def has_fixed_length(self) -> bool:
         """Whether every epoch has as many items."""
-        return all(getattr(leaf, "has_fixed_length", True) for leaf in self.leaves)
+        return all(self._told("has_fixed_length", True))
 
     @property
     def epochs(self) -> "Epochs":
@@ -405,9 +403,9 @@ class ImageSource:
         synthetic = np.full(len(rows), -1, np.int64)
         for n, leaf in enumerate(self.leaves):
             mask, local = self._inside(n, rows)
-            if hasattr(leaf, "synthetic_rows"):
+            if _is_mixture(leaf):
                 local = leaf.synthetic_rows(local)
-            elif not hasattr(leaf, "plan_digest"):
+            elif not _is_cache(leaf):
                 continue
             synthetic[mask] = np.where(local < 0, -1, local + (n << 40))  # rows of another cache
         return synthetic
@@ -416,7 +414,7 @@ class ImageSource:
         """Returns the recipes of all mixtures inside, which decide their synthetic images in an
         epoch.
         """
-        mixtures = (leaf for leaf in self.leaves if hasattr(leaf, "synthetic_rows"))
+        mixtures = filter(_is_mixture, self.leaves)
         return [mixture.recipe() for mixture in mixtures if hasattr(mixture, "recipe")]
 
     @property
@@ -429,7 +427,7 @@ class ImageSource:
         for leaf in self.leaves:
             if hasattr(leaf, "served"):
                 facts.append(str(leaf.served))
-            elif hasattr(leaf, "plan_digest"):
+            elif _is_cache(leaf):
                 facts.append(f"{int(np.sum(leaf.done)):,} images, no audit report")
         return "; ".join(dict.fromkeys(facts))
 
@@ -542,6 +540,14 @@ def _untransformed(dataset: Any, rows: Indices) -> Iterator[Tensor]:
         except (TypeError, ValueError):  # of a mode that only the transform makes usable
             image = pixels_of(field(dataset[i], "image"))
         yield image
+
+
+def _is_mixture(leaf: Any) -> bool:
+    return hasattr(leaf, "synthetic_rows")
+
+
+def _is_cache(leaf: Any) -> bool:
+    return hasattr(leaf, "plan_digest")
 
 
 def _done(leaf: Any) -> Flags:

@@ -79,8 +79,8 @@ class Conform:
 
     def refuse(self, image: Image.Image) -> str | None:
         """Why an image cannot be used, judged by its header alone; `None` if it can."""
-        if getattr(image, "is_animated", False):
-            return f"has {getattr(image, 'n_frames', 'several')} frames. Save the frame you want."
+        if (frames := getattr(image, "n_frames", 1)) > 1:
+            return f"has {frames} frames. Save the frame you want."
         if image.mode in ("I", "F") or image.mode.startswith("I;") or _is_16_bit(image):
             return (
                 f"has more than 8 bits per value (mode {image.mode}). Convert it to 8 bits first, "

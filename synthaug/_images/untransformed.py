@@ -37,10 +37,11 @@ def without_transforms(dataset: Any) -> Untransformed:
             "`real.with_format(None)`, and a `transform` of one image."
         )
     own = {n: getattr(dataset, "__dict__", {}).get(n) for n in ("transform", "target_transform")}
+    joint = getattr(dataset, "transforms", None) is not None  # torchvision's pair of the two
     own = {name: value for name, value in own.items() if callable(value)}
     below = _without_transforms_below(dataset)
     if not own:
-        if getattr(dataset, "transforms", None) is not None:
+        if joint:
             raise ValueError(
                 f"{type(dataset).__name__} has joint `transforms` of image and label, which cannot "
                 "be applied to a synthetic image alone. Give it `transform` and "
@@ -58,7 +59,7 @@ def without_transforms(dataset: Any) -> Untransformed:
     placeholders = {name: Placeholder(type(dataset).__name__) for name in own}
     for name, placeholder in placeholders.items():
         setattr(raw, name, placeholder)  # not None: some call theirs without asking
-    if getattr(raw, "transforms", None) is not None:  # torchvision's pair of the two
+    if joint:
         raw.transforms = placeholders["transforms"] = Placeholder(type(raw).__name__, joint=True)
     placeholders.pop("target_transform", None)
     return Untransformed(
