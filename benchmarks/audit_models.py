@@ -56,13 +56,19 @@ def drawn(kind: str, half: int, learned: Any, args: Any) -> NDArray[np.uint8]:
         device="cpu",
         seed=half,
     )
-    few = learned.subset(np.arange(round(share * len(learned))))
+    few = learned.subset(np.sort(_first_of_each_class(learned.labels, share)))
     model, _ = ClassConditional.fit(few, folder, channels=args.channels, config=config)
     model = model.with_settings(scheduler="dpmsolver++", num_inference_steps=sampling)
     plan = model.plan(per_class=args.per_class, guidance_scale=guidance, seed=half)
     path = folder.with_name(f"{name}-{sampling}-{guidance}.h5")
     cache = generate(model, plan, str(path))
     return np.asarray(cache.read(np.arange(len(cache))))
+
+
+def _first_of_each_class(labels: NDArray[np.int64], share: float) -> NDArray[np.int64]:
+    """Rows of a share of each class, which no class is left without."""
+    rows = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    return np.concatenate([of_class[: max(1, round(share * len(of_class)))] for of_class in rows])
 
 
 def audits(args: Any, done: set[tuple[str, int]]) -> Iterator[dict[str, Any]]:
