@@ -17,7 +17,8 @@ from torch import Tensor
 
 from synthaug import audit, features
 from synthaug._audit import matching
-from synthaug._audit.kept import write_records
+from synthaug._audit.kept import read_records, write_records
+from synthaug._audit.matches import Near
 from synthaug._audit.matching import Matcher
 from tests.audits import shorten
 
@@ -191,18 +192,33 @@ def test_only_the_part_of_an_image_that_changed_is_compared_again(kept, sets, ju
     assert judged == [6]
 
 
-def test_extractors_of_one_name_that_see_other_things_are_not_mixed(tmp_path, sets):
-    class Mine:
-        name = "mine"
+class Mine:
+    """Sees the same in the images that come first, and something of its own in the others."""
 
-        def __init__(self, size: int) -> None:
-            self.see = features.Pixel(size)
+    name = "mine"
 
-        def __call__(self, pixels: Tensor) -> Any:
-            return self.see(pixels)
+    def __init__(self, size: int) -> None:
+        self.usual, self.see = features.Pixel(4), features.Pixel(size)
 
-    told(sets, tmp_path, features=Mine(2))
-    assert told(sets, tmp_path, features=Mine(4)) == told(sets, None, features=Mine(4))
+    def __call__(self, pixels: Tensor) -> Any:
+        found = self.usual(pixels)
+        found[16:, :12] = np.tile(self.see(pixels[16:]), 12)[:, :12]
+        return found
+
+
+def test_results_of_foreign_extractors_are_kept_only_if_their_weights_are_known(tmp_path, sets):
+    told(sets, tmp_path, features=Mine(1))
+    assert not list(tmp_path.glob("*.npz"))
+    assert told(sets, tmp_path, features=Mine(2)) == told(sets, None, features=Mine(2))
+    known = Mine(2)
+    known.weights = "a digest"  # type: ignore[attr-defined]
+    told(sets, tmp_path, features=known)
+    assert list(tmp_path.glob("*.npz"))
+
+
+def test_a_part_that_another_audit_deletes_meanwhile_is_computed_in_silence(tmp_path, caplog):
+    assert read_records(tmp_path / "gone.npz", Near) is None
+    assert not caplog.records
 
 
 def test_features_are_searched_once_too(tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ from synthaug._audit.alignment import Aligner, small
 from synthaug._audit.cluster import Crew, Shards
 from synthaug._audit.differences import NEAR_RMSE, near_rmse
 from synthaug._audit.inputs import Contents, Samples, keys, take
-from synthaug._audit.kept import Records, basis_of, place, read_records, write_records
+from synthaug._audit.kept import Records, basis_of, can_be_told, place, read_records, write_records
 from synthaug._audit.matches import Aligned, Matches, Near, concatenated, matches, without_repeats
 from synthaug._audit.rectangles import HALVES, WHOLE, Rectangle
 from synthaug._audit.registration import register
@@ -170,8 +170,8 @@ class Matcher:
             (extractor, part, self._index(extractor, part if part in HALVES else WHOLE, index))
             for extractor, part in spaces
         ]
-        self._basis = ""
-        if self._extraction.folder is not None:
+        self._basis: str | None = None  # nothing is kept
+        if self._extraction.folder is not None and can_be_told(extractors):
             self._basis = basis_of(train, self._contents, extractors, k, index)
         tick(len(self.distinct), False)
 
@@ -264,8 +264,8 @@ class Matcher:
 
     def _place(self, samples: Samples, *of: JSON) -> Path | None:
         """The file for something about these images, if it is to be kept."""
-        folder = self._extraction.folder
-        return None if folder is None else place(folder, samples, self._basis, *of)
+        folder, basis = self._extraction.folder, self._basis
+        return None if folder is None or basis is None else place(folder, samples, basis, *of)
 
     def _kept_search(
         self, asked: Sequence[tuple[Samples, bool]], limit: int | None = None
