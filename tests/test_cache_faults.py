@@ -24,7 +24,7 @@ import torch
 from synthaug import Plan, SynthCache
 from synthaug._cache import State
 from synthaug._cache.files import new_file
-from synthaug._support.files import remove_orphans, whole_file, write_text
+from synthaug._support.files import remove_orphans, temporary_name, whole_file, write_text
 from synthaug.caches import export, merge
 from synthaug.errors import CacheError
 
@@ -150,10 +150,13 @@ def test_a_kill_while_creating_leaves_a_whole_cache_or_none(tmp_path: Path) -> N
     path.unlink(missing_ok=True)
     create(path)
     assert os.listdir(tmp_path) == ["c.h5"]  # what the kills left behind is gone
-    os.link(path, tmp_path / ".c.h5.12345678.partial")  # killed just after it had its name
+    os.link(path, temporary_name(path))  # killed just after it had its name
+    foreign = {".c.h5.12345678.partial", ".c.h5.0123456789abcdef.partial", "..partial"}
+    for name in foreign:
+        (tmp_path / name).write_text("somebody else's, of a similar name")
     with pytest.raises(CacheError, match="exists already"):
         create(path)
-    assert os.listdir(tmp_path) == ["c.h5"]
+    assert set(os.listdir(tmp_path)) == {"c.h5", *foreign}
 
 
 def test_a_partial_file_in_use_is_not_taken_for_an_orphan(tmp_path: Path) -> None:

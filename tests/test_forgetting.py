@@ -25,7 +25,9 @@ from synthaug import OnTheFlyDataset, Plan, SynthCache, load_dataset
 from synthaug._cache import State
 from synthaug._cache.writing import Writer
 from synthaug._pixels import digest
+from synthaug._support import system
 from synthaug._support.digests import sealed_file
+from synthaug._support.files import temporary_name
 from synthaug.caches import SourceMasks, export, forget, import_images, merge, upload
 from synthaug.errors import CacheError, DataError, MismatchError
 from synthaug.images import LabeledImages
@@ -242,16 +244,146 @@ def test_exports_lose_images_and_records_of_what_is_forgotten(
     assert forget([out], [104, 113]) == {out: 0}
 
 
-def test_a_record_that_leads_out_of_the_folder_deletes_nothing(
+def everything_below(folder: Path) -> dict[str, bytes | str]:
+    return {
+        str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_symlink() or path.is_file()
+    }
+
+
+BAD_RECORDS: dict[str, tuple[Any, str]] = {
+    "not JSON": ("{", "it is not JSON"),
+    "no text": (b"\xff", "it is not text in UTF-8"),
+    "no object": ([1], "it is no JSON object"),
+    "a name that is none": ({"file_name": None}, "`file_name` is None, expected a file in a class"),
+    "no name": ({"file_name": ...}, "`file_name` is None"),
+    "a name outside": ({"file_name": "../other.png"}, "`file_name` is '../other.png'"),
+    "a name above": ({"file_name": "cat/../../00000000.png"}, "expected a file in a class folder"),
+    "a name from the root": ({"file_name": "/00000000.png"}, "expected a file in a class folder"),
+    "a mask outside": ({"mask_file_name": "../00000000.png"}, "`mask_file_name` is "),
+    "another row's": ({"file_name": "cat/00000005.png"}, "folder, 00000000.png"),
+    "a file of the export": ({"file_name": "manifest.json"}, "expected a file in a class folder"),
+    "no row": ({"row": ...}, "`row` is None, expected the number of a row"),
+    "a row that is true": ({"row": True}, "`row` is True"),
+    "no source": ({"source_key": ...}, "it does not name its source"),
+    "a source in words": ({"source_key": "none"}, "`source_key` is 'none', expected a content key"),
+    "a key in pieces": ({"other_key": [104]}, "`other_key` is [104], expected a content key"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_RECORDS)
+def test_a_damaged_or_hostile_record_is_named_with_a_remedy_and_deletes_nothing(
+    tmp_path: Path, cache: SynthCache, fault: str
+) -> None:
+    change, text = BAD_RECORDS[fault]
+    out = export(cache, tmp_path / "out", format="folder")
+    (tmp_path / "other.png").write_text("mine")
+    records = out / "provenance.jsonl"
+    lines: list[Any] = records.read_bytes().splitlines()
+    first = json.loads(lines[0])
+    if isinstance(change, dict):
+        change = {name: value for name, value in {**first, **change}.items() if value is not ...}
+    lines[0] = change if isinstance(change, bytes) else str(change).encode()
+    if isinstance(change, dict | list):
+        lines[0] = json.dumps(change).encode()
+    records.write_bytes(b"\n".join(lines) + b"\n")
+    before = everything_below(tmp_path)
+    with pytest.raises(CacheError) as caught:
+        forget([out], [int(first["source_key"], 16), 104])
+    message = str(caught.value)
+    assert text in message
+    assert str(records) in message
+    assert message.endswith("restore it from a copy and forget again, or delete the export.")
+    assert everything_below(tmp_path) == before
+    below = "\n".join(forget([tmp_path], [104]).beyond)
+    assert text in below
+    assert f"delete {out}" in below
+
+
+@pytest.mark.parametrize("linked", ["file", "class", "outside"])
+def test_an_image_that_is_a_link_or_lies_behind_one_is_named_and_deletes_nothing(
+    tmp_path: Path, cache: SynthCache, linked: str
+) -> None:
+    out = export(cache, tmp_path / "out", format="folder")
+    row = int(made_from(cache, 104)[0])
+    image = out / CLASSES[cache.plan["label"][row]] / f"{row:08d}.png"
+    if linked == "class":
+        image.parent.rename(tmp_path / "elsewhere")
+        image.parent.symlink_to(tmp_path / "elsewhere")
+    else:
+        target = out / "mine.png" if linked == "file" else tmp_path / "mine.png"
+        image.rename(target)
+        image.symlink_to(target)
+    before = everything_below(tmp_path)
+    with pytest.raises(
+        CacheError, match=r"names .*, which is a link, or lies behind one\. Nothing"
+    ):
+        forget([out], [104])
+    assert everything_below(tmp_path) == before
+    assert forget([out], [10**6]) == {out: 0}  # links of other images are in nobody's way
+
+
+def test_a_tar_file_is_an_export_as_far_as_it_has_records(
     tmp_path: Path, cache: SynthCache
 ) -> None:
-    out, other = export(cache, tmp_path / "out", format="folder"), tmp_path / "other.png"
-    other.write_text("mine")
-    records = out / "provenance.jsonl"
-    records.write_text(records.read_text().replace('"cat/00000000.png"', '"../other.png"'))
-    with pytest.raises(CacheError, match=r"outside of the folder"):
-        forget([out], KEYS[:1])
-    assert other.exists()
+    out = export(cache, tmp_path / "out", format="webdataset")
+    shutil.copy(out / "000000.tar", mixed := tmp_path / "mixed.TAR")
+    (below := tmp_path / "below").mkdir()
+    with tarfile.open(mixed, "a") as archive:
+        archive.add(__file__, "backup.png")
+    with tarfile.open(tmp_path / "linked.tar", "w") as archive:
+        (member := tarfile.TarInfo("0.png")).type = tarfile.SYMTYPE
+        archive.addfile(member)
+    with tarfile.open(below / "record.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("00000000.json"))
+    (below / "text.tar").write_text("no archive")
+    text = "\n".join((found := forget([tmp_path], [104])).beyond)
+    assert found == {out: 2, tmp_path: 2, cache.path: 2}
+    assert "The record 00000000.json in " in text
+    assert "text.tar is no whole tar file, or a compressed one" in text
+    assert "what shows them: linked.tar, mixed.TAR, below/record.tar, below/text.tar." in text
+
+
+def test_a_description_that_is_not_of_the_export_is_named_and_the_images_are_erased(
+    tmp_path: Path, cache: SynthCache
+) -> None:
+    out = export(cache, tmp_path / "out", format="folder")
+    described = (out / "croissant.json").read_text()
+    os.mkfifo(out / "pipe")
+    (out / "link").symlink_to(cache.path)
+    wrong = [f'[{{"@type": "cr:FileObject", "@id": {value}}}]' for value in ('"pipe"', '"link"')]
+    for number, text in enumerate(["{", "[]", '{"distribution": 5}', *wrong]):
+        (out / "croissant.json").write_text(text if number < 3 else f'{{"distribution": {text}}}')
+        found = forget([out], [104])
+        assert found == {out: 2 if number == 0 else 0}
+        assert f"{out / 'croissant.json'} is not as an export wrote it" in "\n".join(found.beyond)
+    (out / "croissant.json").write_text(described)
+    assert "not as an export" not in "\n".join(forget([out], [105]).beyond)
+
+
+def test_parts_that_are_links_are_named_and_their_caches_stay(
+    tmp_path: Path, cache: SynthCache
+) -> None:
+    precious = shutil.copy(cache.path, tmp_path / "precious.h5")
+    parts = tmp_path / "c.h5.parts"
+    parts.mkdir()
+    (parts / "0.h5").symlink_to(precious)
+    found = forget([cache.path], [104])
+    assert found == {cache.path: 2}
+    assert f"{parts / '0.h5'} is a link, and links are not followed" in "\n".join(found.beyond)
+    parts.rename(tmp_path / "elsewhere")
+    parts.symlink_to(tmp_path / "elsewhere")
+    assert f"{parts} is a link" in "\n".join(forget([cache.path], [104]).beyond)
+    assert SynthCache(precious).done.all()
+
+
+def test_images_in_another_shape_than_the_cache_are_not_passed_over(cache: SynthCache) -> None:
+    images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    found = forget([cache.path], images)
+    assert f"{cache.path} has images of shape (3, 4, 5), and `sources` are (3, 8, 8)" in str(
+        found.beyond
+    )
 
 
 @pytest.mark.filterwarnings(COMPRESSED)
@@ -276,7 +408,7 @@ def test_what_it_cannot_reach_is_named(
     assert f"delete the copies on every machine that opened it, here {tmp_path / 'copies'}" in text
     assert "small.h5 is a compressed copy, which cannot be written; 2 of its rows" in text
     assert "inversion holds embeddings of 1 of these images. Weights, checkpoints and samp" in text
-    assert "run holds no export. Weights, checkpoints and samples" in text
+    assert "run holds no cache and no export. Weights, checkpoints" in text
     assert f"The weights that drew {cache.path} (Noise, net ab12)" in text
     for word in ("backups and exports", "Reports of audits", "Training jobs that run now"):
         assert word in text
@@ -291,14 +423,19 @@ def test_caches_in_a_work_folder_and_what_kills_left_are_reached(
     outer = fill(Shaped(), tmp_path / "outer.h5", plan_of())
     (work / "linked.h5").symlink_to(outer.path)
     (work / "other.hdf5").write_text("none of ours")
-    remains = [
-        inner.path.with_name(".round-1.h5.12345678.partial"),
-        tmp_path / ".improved.12345678.partial",
-    ]
-    for path in remains:
+    remains = [temporary_name(inner.path), temporary_name(work)]
+    foreign = inner.path.with_name(".round-1.h5.12345678.partial")
+    held = temporary_name(inner.path)
+    for path in (*remains, foreign, held):
         path.write_bytes(inner.path.read_bytes())
-    found = forget([work], [104])
+    with held.open("rb") as writing:
+        system.lock(writing.fileno())
+        found = forget([work], [104])
     assert found == {inner.path: 2}
+    assert foreign.exists()
+    for path in (foreign, held):
+        assert any("Delete what shows them" in t and path.name in t for t in found.beyond)
+    assert f"{held} is unfinished and may hold the images" in "\n".join(found.beyond)
     assert (inner.state[made_from(inner, 104)] == State.WITHDRAWN).all()
     assert outer.done.all()
     assert not any(path.exists() for path in remains)
@@ -339,7 +476,7 @@ def test_whatever_lies_in_a_folder_loses_the_images_or_is_named(
     links = [work / "linked.h5", work / "linked"]
     links[0].symlink_to(outer)
     links[1].symlink_to(tmp_path)
-    foreign, remains = work / "deep" / "foreign.tar", work / "deep" / ".out.12345678.partial"
+    foreign, remains = work / "deep" / "foreign.tar", temporary_name(work / "deep" / "out")
     with tarfile.open(foreign, "w") as archive:
         archive.addfile(tarfile.TarInfo("0.json"))
     remains.mkdir()
@@ -400,10 +537,13 @@ def test_features_that_were_kept_are_deleted(tmp_path: Path, cache: SynthCache) 
     others = {"mine.npy", f"{'5' * 32}.npy"}  # the second by the digest of what is in it, say
     for name in others:
         (folder / name).write_text("kept")
-    found = forget([cache.path, folder], [104])
-    assert found[folder] == 2
-    assert set(os.listdir(folder)) == others
-    assert all(any(name in text for text in found.beyond) for name in others)
+    shutil.copytree(folder, below := tmp_path / "run" / "features")
+    found = forget([cache.path, folder, tmp_path / "run"], [104])
+    assert found == {cache.path: 2, folder: 2, below: 2}
+    for place in (folder, below):
+        assert set(os.listdir(place)) == others
+    assert all(sum(name in text for text in found.beyond) == 2 for name in others)
+    assert "run holds 2 kept features, which are deleted. Weights" in "\n".join(found.beyond)
 
 
 def test_an_export_that_is_a_link_is_named_and_stays_one(tmp_path: Path, cache: SynthCache) -> None:

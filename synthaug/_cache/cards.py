@@ -19,8 +19,9 @@ from synthaug._cache.licenses import noncommercial_parts
 from synthaug._cache.store import SynthCache
 from synthaug._printable import printable_line
 from synthaug._support.files import write_text
-from synthaug._support.reading import parse_json, read_text
+from synthaug._support.reading import open_regular, parse_json, read_text
 from synthaug._types import Indices
+from synthaug.errors import CacheError
 
 _PARTS = {"generator": "the generator", "source": "the real images that it learned from"}
 _CONTEXT: dict[str, Any] = {
@@ -271,20 +272,33 @@ def _includes(masks: bool, *, tars: bool) -> str:
 
 
 def refresh_croissant(folder: Path) -> None:
-    """Writes the digests of files anew, after images were taken out of an export."""
+    """Writes the digests of files anew, after images were taken out of an export.
+
+    Raises:
+        CacheError: The description, or a file that it names, is none that an export wrote.
+    """
     path = folder / "croissant.json"
-    if not path.exists():
+    if path.is_symlink() or not path.exists():
         return
-    described = parse_json(read_text(path, 2**26))
-    for one in described["distribution"]:
-        if one["@type"] == "cr:FileObject":
-            one.update(_file_object(folder / Path(one["@id"]).name, one["encodingFormat"]))
+    try:
+        described = parse_json(read_text(path, 2**26))
+        for one in described["distribution"]:
+            if one["@type"] == "cr:FileObject":
+                file = folder / Path(one["@id"]).name
+                if file.is_symlink():
+                    raise ValueError("it describes a link")
+                one.update(_file_object(file, one["encodingFormat"]))
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        raise CacheError(
+            f"{path} is not as an export wrote it, so digests in it are those of files as they "
+            "were before images were erased. Delete it."
+        ) from error
     write_text(path, json.dumps(described, indent=2))
 
 
 def _file_object(path: Path, kind: str) -> dict[str, Any]:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while piece := file.read(2**20):
             digest.update(piece)
     return {

@@ -20,8 +20,8 @@ from PIL import PngImagePlugin
 
 from synthaug._cache.cards import Facts, card, croissant
 from synthaug._cache.credentials import MADE_BY_MODEL, ContentCredentials
+from synthaug._cache.exported import MASK_FILE, MASK_SUFFIX, RECORDS
 from synthaug._cache.files import Patient, new_file, new_folder, refuse_remote, refuse_taken
-from synthaug._cache.forgetting import MASK_FILE, MASK_SUFFIX
 from synthaug._cache.format import State, blocks, data_sets_of, mark_sealed, new_hdf5
 from synthaug._cache.masks import SourceMasks
 from synthaug._cache.serving import servable
@@ -58,7 +58,7 @@ _XMP = (
     '</rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
 )
 
-_OWN_FILES = ("croissant.json", "manifest.json", "provenance.jsonl")
+_OWN_FILES = ("croissant.json", "manifest.json", RECORDS)
 """What an export writes beside the class folders."""
 
 logger = logging.getLogger("synthaug")
@@ -263,7 +263,8 @@ def _record(cache: SynthCache, row: int) -> dict[str, Any]:
 
 
 def _manifest(cache: SynthCache) -> str:
-    return json.dumps({**cache.manifest, "identity": cache.identity}, indent=2)
+    more = {"identity": cache.identity, "image_shape": list(cache.image_shape)}
+    return json.dumps({**cache.manifest, **more}, indent=2)
 
 
 def _folder(cache: SynthCache, folder: Path, images: PNGs, masks: SourceMasks | None) -> None:
@@ -274,7 +275,7 @@ def _class_folders(
     cache: SynthCache, folder: Path, below: Path, images: PNGs, masks: SourceMasks | None
 ) -> None:
     """PNG files in class folders `below`, and `provenance.jsonl` in `folder`."""
-    with (folder / "provenance.jsonl").open("w", encoding="utf-8") as records:
+    with (folder / RECORDS).open("w", encoding="utf-8") as records:
         for row, png in images:
             record = _record(cache, row)
             name = f"{cache.classes[record['label']]}/{row:08d}.png"

@@ -8,9 +8,9 @@ merges, imports and resumed jobs leave them out as well.
 
 import os
 import re
-import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -19,41 +19,33 @@ import numpy as np
 import torch
 
 from synthaug._cache.cards import refresh_croissant
+from synthaug._cache.exported import RECORDS, take_out, take_out_of_tar
 from synthaug._cache.files import parts_folder
 from synthaug._cache.remote import copied_from
 from synthaug._cache.store import SynthCache
 from synthaug._cache.tombstones import rows_from_sources, source_keys_of
 from synthaug._pixels import digest
+from synthaug._printable import printable_line
 from synthaug._support.digests import check_seal
-from synthaug._support.files import remove_orphans, sync_folder, whole_file, write_text
+from synthaug._support.files import remove_orphans, sync_folder, unfinished_name
 from synthaug._support.progress import bar
-from synthaug._support.reading import (
-    check_regular,
-    open_regular,
-    parse_json,
-    read_text,
-    without_secrets,
-)
+from synthaug._support.reading import check_regular, open_regular, without_secrets
 from synthaug._support.stopping import kept_at_stop
 from synthaug._types import Pixels, StrPath, Unsigned
 from synthaug.errors import CacheError
 
-_NO_RECORD = (AttributeError, KeyError, TypeError, ValueError)
-"""What a record that is none of ours raises where it is read."""
 _FEATURES = re.compile(r"[0-9a-f]{32}\.np[yz]")
-_PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{8}\.partial")
-_PAGES = (".html", ".json", ".ipynb")
+_PAGES = (".html", ".json", ".ipynb", ".svg")
 """What may have pictures in it, as text."""
 _PIXELS = (
-    *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".npy", ".npz"),
-    *(".parquet", ".arrow", ".zip", ".gz", ".tgz"),
+    *(".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".ppm"),
+    *(".pdf", ".mp4", ".npy", ".npz", ".pt", ".pth", ".pkl", ".mat", ".parquet", ".arrow"),
+    *(".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".partial"),
 )
+_LOGGED = "tfevents"
+"""What the name of a file of TensorBoard has in it; training logs sheets of images there."""
 _NAMED = 20
 """How many files are named in one line."""
-MASK_FILE = "mask_file_name"
-"""Where a record of an export names the mask of its image."""
-MASK_SUFFIX = "mask.png"
-"""What the name of a mask in a tar file ends with, after the row."""
 _ALWAYS = (
     "Copies, backups and exports that were not named: name them too, or delete them. Objects in "
     "stores that were uploaded: upload again.",
@@ -101,17 +93,20 @@ def forget(
 
     Returns:
         For each place the number of images derived from the sources, erased now or before (of an
-        export now); for each folder of features the number of files. `beyond` lists what was not
-        reached: weights, compressed copies, objects in a store, embeddings, imported caches, what
-        else may show images in a folder (reports, pictures, arrays, archives, links), and whatever
-        was not named.
+        export now), and of kept features the number of files. `beyond` lists what was not reached:
+        weights, compressed copies, objects in a store, embeddings, imported caches, what else may
+        show images in a folder (reports, pictures, arrays, archives, logs, links), and whatever was
+        not named.
 
     Raises:
         TypeError: `sources` holds something else, such as floats.
         ValueError: `sources` is empty, or holds the key 0, which stands for "no source".
-        CacheError: A place cannot be read or written; places before it are done.
+        CacheError: A place cannot be read or written, or a record of an export is damaged; places
+            before it are done.
     """
+    shape: tuple[int, ...] | None = None
     if isinstance(sources, torch.Tensor) and sources.ndim == 4:
+        shape = tuple(sources.shape[1:])
         sources = [digest(image) for image in sources]
     given: list[Any] = list(sources)
     if not all(isinstance(key, Integral) and not isinstance(key, bool) for key in given):
@@ -119,8 +114,8 @@ def forget(
             "`sources` must be images, uint8 (n, C, H, W), or their content digests, which are "
             'whole numbers: `cache.plan["source_key"]`.'
         )
-    keys = np.array([int(key) for key in given], np.uint64)
-    if not len(keys) or (keys == 0).any():
+    wanted = _Sources(np.array([int(key) for key in given], np.uint64), shape)
+    if not len(wanted.keys) or (wanted.keys == 0).any():
         raise ValueError("`sources` must name at least one real image; the key 0 is none.")
     opened = [Path(p).absolute() if os.path.isdir(p) else SynthCache(p) for p in places]
     found = Forgotten()
@@ -130,21 +125,38 @@ def forget(
     ):
         for place in opened:
             if isinstance(place, Path):
-                _forget_in_folder(place, keys, found)
+                _forget_in_folder(place, wanted, found)
             else:
-                _forget_in_cache(place, keys, found)
+                _forget_in_cache(place, wanted, found)
             shown.update(1)
     found.beyond += _ALWAYS
     return found
 
 
-def _forget_in_cache(cache: SynthCache, keys: Unsigned, found: Forgotten) -> None:
-    recipe = cache.manifest["recipe"]
-    for name, value in recipe.get("weights", {}).items():
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    """Real images to forget."""
+
+    keys: Unsigned
+    """Content keys of the real images."""
+    shape: tuple[int, ...] | None
+    """Shape in which the images were given; keys belong to it."""
+
+
+def _forget_in_cache(cache: SynthCache, wanted: _Sources, found: Forgotten) -> None:
+    recipe, keys = cache.manifest["recipe"], wanted.keys
+    weights = recipe.get("weights")
+    for name, value in weights.items() if isinstance(weights, Mapping) else ():
+        drew = printable_line(f"{recipe.get('synthesizer')}, {name} {value}")
         found.beyond.append(
-            f"The weights that drew {cache.path} ({recipe.get('synthesizer')}, {name} {value}), "
-            "and checkpoints and samples of their training: if these images were among the "
-            "training data, delete them and train anew."
+            f"The weights that drew {cache.path} ({drew}), and checkpoints and samples of their "
+            "training: if these images were among the training data, delete them and train anew."
+        )
+    if wanted.shape not in (None, cache.image_shape):
+        found.beyond.append(
+            f"{cache.path} has images of shape {cache.image_shape}, and `sources` are "
+            f"{wanted.shape}: it knows its sources by their pixels in its own shape. Forget again "
+            "with the same images in that shape."
         )
     if recipe.get("synthesizer") == "imported":
         found.beyond.append(
@@ -182,18 +194,28 @@ def _forget_in_cache(cache: SynthCache, keys: Unsigned, found: Forgotten) -> Non
             f"`synthaug.caches.upload({str(cache.path)!r}, {url!r}, overwrite=True)`, delete older "
             "versions if the store keeps them, and delete the copies on other machines."
         )
-    remove_orphans(cache.path)  # what a kill left of it may hold the images
+    _remove_unfinished(cache.path, found)
     found[cache.path] = _withdraw(cache, keys)
     # The whole first: whoever lays out a part later sees there what is withdrawn.
-    for path in sorted(parts_folder(cache.path).glob("*.h5")):
-        try:
-            count = _withdraw(SynthCache(path), keys)
-        except CacheError:
-            if path.exists():
-                raise
-            continue  # put together with the others just now: the whole leaves the rows out
-        if count:
-            found[path] = count
+    _forget_in_parts(parts_folder(cache.path), keys, found)
+
+
+def _forget_in_parts(folder: Path, keys: Unsigned, found: Forgotten) -> None:
+    for path in [folder, *sorted(folder.glob("*.h5"))]:
+        if path.is_symlink():
+            found.beyond.append(
+                f"{path} is a link, and links are not followed. Name what it leads to, if it holds "
+                "images."
+            )
+        elif path != folder and not folder.is_symlink():
+            try:
+                count = _withdraw(SynthCache(path), keys)
+            except CacheError:
+                if path.exists():
+                    raise
+                continue  # put together with the others just now: the whole leaves the rows out
+            if count:
+                found[path] = count
 
 
 def _withdraw(cache: SynthCache, keys: Unsigned) -> int:
@@ -204,15 +226,24 @@ def _withdraw(cache: SynthCache, keys: Unsigned) -> int:
     return len(rows)
 
 
-def _forget_in_folder(folder: Path, keys: Unsigned, found: Forgotten) -> None:
+def _forget_in_folder(folder: Path, wanted: _Sources, found: Forgotten) -> None:
     try:
-        remove_orphans(folder)  # what a kill left of an export may hold the images
-        _Search(folder, keys, found).run()
-    except (OSError, tarfile.TarError, *_NO_RECORD) as error:
+        _remove_unfinished(folder, found)
+        _Search(folder, wanted, found).run()
+    except OSError as error:
         raise CacheError(
             f"Cannot forget in {folder}: {error}. Repair the cause and forget again, or delete the "
             "folder."
         ) from error
+
+
+def _remove_unfinished(path: Path, found: Forgotten) -> None:
+    """Removes what kills left of a cache or an export: it may hold the images."""
+    for left in remove_orphans(path):
+        found.beyond.append(
+            f"{left} is unfinished and may hold the images: another process writes it, or it "
+            "cannot be removed. Forget again when that process has ended, or delete it."
+        )
 
 
 class _Search:
@@ -221,12 +252,12 @@ class _Search:
     Links are not followed: they may lead out of the folder, which may be a stranger's.
     """
 
-    def __init__(self, folder: Path, keys: Unsigned, found: Forgotten) -> None:
-        self._folder, self._keys, self._found = folder, keys, found
-        self._wanted = set(keys.tolist())
-        self._exports: list[Path] = []
-        self._recorded: set[str] = set()
-        self._caches = self._learned = 0
+    def __init__(self, folder: Path, wanted: _Sources, found: Forgotten) -> None:
+        self._folder, self._wanted, self._found = folder, wanted, found
+        self._keys = set(wanted.keys.tolist())
+        self._parts: set[Path] = set()
+        self._recorded: set[Path] = set()
+        self._caches = self._exports = self._features = self._learned = 0
         self._pages: list[Path] = []
         self._loose: list[Path] = []
         self._links: list[Path] = []
@@ -235,29 +266,27 @@ class _Search:
         for where, folders, names in os.walk(self._folder, onerror=_raised):
             place = Path(where)
             folders.sort()
-            self._look(place, folders, sorted(names))
+            if place in self._parts:  # done with their whole
+                folders.clear()
+            else:
+                self._look(place, folders, sorted(names))
         self._report()
 
     def _look(self, place: Path, folders: list[str], names: list[str]) -> None:
         """Does what is to be done in one folder; those below are looked at next."""
-        whole = place.with_name(place.name.removesuffix(".parts")) if place.name else place
-        if place != self._folder and parts_folder(whole) == place and _is_plain(whole):
-            folders.clear()  # parts go with their whole
-            return
-        for name in [*folders, *names]:
-            if partial := _PARTIAL.fullmatch(name):
-                remove_orphans(place / partial[1])
+        for whole in {unfinished_name(name) for name in (*folders, *names)}:
+            if whole is not None:
+                _remove_unfinished(place / whole, self._found)
         folders[:] = [name for name in folders if (place / name).exists()]
         paths = [place / name for name in names if os.path.lexists(place / name)]
-        self._links += [
-            path for path in (*(place / f for f in folders), *paths) if path.is_symlink()
-        ]
+        self._links += [p for p in (*(place / f for f in folders), *paths) if p.is_symlink()]
+        paths = [path for path in paths if not path.is_symlink()]
         with self._told(place):
-            self._forget_export(place, [path for path in paths if not path.is_symlink()])
+            self._forget_export(place, paths)
         for path in paths:
-            own = path.parent == self._folder / "embeddings"  # of the inversion that was named
+            own = place == self._folder / "embeddings"  # of the inversion that was named
             with self._told(self._folder if own else path):
-                if path.exists() and not path.is_symlink():
+                if path.exists():
                     self._forget_file(path)
 
     @contextmanager
@@ -265,7 +294,7 @@ class _Search:
         """Names what cannot be read below the folder; in the folder itself it is an error."""
         try:
             yield
-        except (CacheError, OSError, tarfile.TarError, *_NO_RECORD) as error:
+        except (CacheError, OSError) as error:
             if place == self._folder:
                 raise
             text = f"{error}".rstrip(".")
@@ -274,54 +303,64 @@ class _Search:
             )
 
     def _forget_export(self, place: Path, paths: list[Path]) -> None:
-        """Takes images out of an export, or deletes kept features, if the folder is such."""
+        """Takes images out of an export, and deletes kept features, if the folder has such."""
         counts = []
-        if (records := place / "provenance.jsonl") in paths:
-            counts.append(_from_records(records, self._wanted, self._recorded))
-        for path in paths:
-            if path.suffix == ".tar":
-                with self._told(place if place == self._folder else path):
-                    counts.append(_from_tar(path, self._wanted))
+        if (records := place / RECORDS) in paths:
+            count, files = take_out(records, self._keys)
+            self._recorded |= files
+            counts.append(count)
+        for path in [path for path in paths if path.suffix.lower() == ".tar"]:
+            with self._told(place if place == self._folder else path):
+                count, whole = take_out_of_tar(path, self._keys)
+                self._recorded |= {path} if whole else set()
+                counts.append(count)
         if counts:
-            refresh_croissant(place)
+            self._exports += place != self._folder
+            with self._told(place / "croissant.json"):
+                refresh_croissant(place)
         features = [path for path in paths if _is_kept(path)]
-        if features and place == self._folder:
-            for path in features:
-                path.unlink()
-            counts.append(len(features))
-        if counts:
-            self._exports.append(place)
-            self._found[place] = sum(counts)
+        for path in features:
+            path.unlink()
+        self._features += len(features)
+        if counts or features:
+            self._found[place] = sum(counts) + len(features)
             sync_folder(place)
 
     def _forget_file(self, path: Path) -> None:
-        if path.suffix == ".safetensors" and path.parent.name == "embeddings":
-            self._learned += _learned(path, self._keys)
-        elif path.suffix in _PAGES:
+        kind = path.suffix.lower()
+        if kind == ".safetensors" and path.parent.name == "embeddings":
+            self._learned += _learned(path, self._wanted.keys)
+        elif kind in _PAGES:
             if _shows_images(path):
                 self._pages.append(path)
-        elif path.suffix.lower() in _PIXELS:
-            if os.fspath(path) not in self._recorded:
+        elif kind in _PIXELS or _LOGGED in path.name:
+            if path not in self._recorded:
                 self._loose.append(path)
-        elif path.suffix in (".h5", ".hdf5") or _is_hdf5(path):
-            _forget_in_cache(SynthCache(path), self._keys, self._found)
+        elif kind in (".h5", ".hdf5") or _is_hdf5(path):
+            _forget_in_cache(SynthCache(path), self._wanted, self._found)
+            self._parts.add(parts_folder(path))
             self._caches += 1
 
     def _report(self) -> None:
         folder, found = self._folder, self._found
-        below = sum(place != folder for place in self._exports)
+        features = self._features * (folder not in found)
         held = [f"embeddings of {self._learned:,} of these images"] * bool(self._learned)
         held += [f"{self._caches:,} caches, which are done"] * bool(self._caches)
-        held += [f"{below:,} exports, which are done"] * bool(below)
-        if held or folder not in self._exports:
+        held += [f"{self._exports:,} exports, which are done"] * bool(self._exports)
+        held += [f"{features:,} kept features, which are deleted"] * bool(features)
+        if held or folder not in found:
             found.beyond.append(
-                f"{folder} holds {' and '.join(held) or 'no export'}. Weights, checkpoints and "
-                "samples of training, and reports, cannot be made to forget: if these images were "
-                "among the training data, delete the folder and start anew without them."
+                f"{folder} holds {' and '.join(held) or 'no cache and no export'}. Weights, "
+                "checkpoints and samples of training, and reports, cannot be made to forget: if "
+                "these images were among the training data, delete the folder and start anew "
+                "without them."
             )
         for paths, text in (
             (self._pages, "reports show images, of which some may be these. Delete them"),
-            (self._loose, "pictures, arrays or archives are of no export. Delete what shows them"),
+            (
+                self._loose,
+                "pictures, arrays, archives or logs are no exports. Delete what shows them",
+            ),
             (self._links, "links are not followed. Name what they lead to, if it holds images"),
         ):
             if paths:
@@ -345,11 +384,6 @@ def _is_kept(path: Path) -> bool:
     return True
 
 
-def _is_plain(path: Path) -> bool:
-    """Whether it is a file that lies there itself: no link, pipe or device."""
-    return path.is_file() and not path.is_symlink()
-
-
 def _is_hdf5(path: Path) -> bool:
     with open_regular(path) as file:
         return file.read(8) == b"\x89HDF\r\n\x1a\n"
@@ -366,71 +400,19 @@ def _shows_images(path: Path) -> bool:
     return False
 
 
-def derived(record: Mapping[str, Any], keys: set[int]) -> bool:
-    """Whether an image was made from one of the sources, by what an export says about it."""
-    values = [value for name, value in record.items() if name.endswith("_key")]
-    return any(
-        (int(value, 16) if isinstance(value, str) else value % 2**64) in keys for value in values
-    )
-
-
-def _from_records(path: Path, keys: set[int], kept_files: set[str]) -> int:
-    """Deletes images of an export in class folders, and then what its records say about them;
-    adds the files of the other records."""
-    folder, root = path.parent, path.parent.resolve()
-    kept, count = [], 0
-    for line in read_text(path, 2**34).splitlines():
-        record = parse_json(line)
-        names = [record[key] for key in ("file_name", MASK_FILE) if key in record]
-        if not derived(record, keys):
-            kept.append(line)
-            kept_files.update(os.path.join(folder, name) for name in names)
-            continue
-        for name in names:
-            file = (folder / name).resolve()
-            if not file.is_relative_to(root):  # the folder may be a stranger's
-                raise ValueError(f"a record names {name!r}, outside of the folder")
-            file.unlink(missing_ok=True)
-        count += 1
-    if count:
-        write_text(path, "".join(f"{line}\n" for line in kept))
-    return count
-
-
-def _from_tar(path: Path, keys: set[int]) -> int:
-    """Writes a tar file of an export anew without some of its images."""
-    check_regular(path)
-    with tarfile.open(path, "r:") as archive:  # as we write them, not compressed
-        stems = {
-            name.removesuffix(".json")
-            for name, data in _members(archive)
-            if name.endswith(".json") and derived(parse_json(data.decode()), keys)
-        }
-        if not stems:
-            return 0
-        with whole_file(path) as temporary, tarfile.open(temporary, "w") as rest:
-            for member in archive.getmembers():
-                stem = member.name.removesuffix(f".{MASK_SUFFIX}").removesuffix(".png")
-                if stem not in stems and member.name.rpartition(".")[0] not in stems:
-                    rest.addfile(member, archive.extractfile(member))
-    return len(stems)
-
-
-def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
-    for member in archive.getmembers():
-        file = archive.extractfile(member)
-        if file is not None:
-            yield member.name, file.read()
-
-
 def _learned(path: Path, keys: Unsigned) -> int:
     """How many of the images have an embedding in a file of an inversion."""
     from safetensors import SafetensorError, safe_open
 
     check_regular(path)
     try:
-        with safe_open(str(path), "pt") as file:
-            stored = file.get_tensor("keys").numpy().view(np.uint64)
-    except SafetensorError as error:
-        raise ValueError(str(error)) from error
-    return int(np.isin(keys, stored).sum())
+        with safe_open(str(path), "np") as file:
+            stored = file.get_tensor("keys")
+        if stored.dtype != np.int64 or stored.ndim != 1:
+            raise ValueError(f"its keys are {stored.dtype} {stored.shape}, expected int64 (n,)")
+    except (SafetensorError, TypeError, ValueError) as error:
+        raise CacheError(
+            f"{path} is no file of embeddings ({error}), so which images it holds is not known. "
+            "Restore it from a copy, or delete it."
+        ) from error
+    return int(np.isin(keys, stored.view(np.uint64)).sum())

@@ -2,8 +2,10 @@
 
 import errno
 import glob
+import hashlib
 import logging
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -22,6 +24,7 @@ if TYPE_CHECKING:  # heavy, and nothing that checks the options of a command
 logger = logging.getLogger("synthaug")
 
 _UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, 524)  # 524 is ENOTSUPP, of NFS
+_PARTIAL = re.compile(r"\.(.+)\.([0-9a-f]{8})([0-9a-f]{8})\.partial", re.DOTALL)
 
 
 def check_folder(path: str | os.PathLike[str]) -> None:
@@ -123,8 +126,21 @@ def _tell_unsynced(reason: str) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """A name beside `path` for what becomes it, by which `remove_orphans` knows it."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    """A name beside `path` for what becomes it: random digits, and some that say it is ours."""
+    token = secrets.token_hex(4)
+    return path.with_name(f".{path.name}.{token}{_mark(path.name, token)}.partial")
+
+
+def unfinished_name(name: str) -> str | None:
+    """The name that an unfinished file was to get; `None` if the file is none that we began."""
+    found = _PARTIAL.fullmatch(name)
+    return found[1] if found and found[3] == _mark(found[1], found[2]) else None
+
+
+def _mark(name: str, token: str) -> str:
+    """8 hexadecimal digits by which a file of somebody else, of a similar name, is left alone."""
+    named = os.fsencode(f"{name}/{token}")
+    return hashlib.blake2b(named, digest_size=4, person=b"synthaug").hexdigest()
 
 
 def open_temporary(path: Path, mode: int = 0o666) -> tuple[int, Path]:
@@ -139,12 +155,22 @@ def open_temporary(path: Path, mode: int = 0o666) -> tuple[int, Path]:
         os.close(fd)  # between creation and lock another process took it for an orphan
 
 
-def remove_orphans(path: Path) -> None:
-    """Removes what a kill left behind of a new `path`: partial files and folders without a lock."""
-    for orphan in path.parent.glob(f".{glob.escape(path.name)}.????????.partial"):
+def remove_orphans(path: Path) -> list[Path]:
+    """Removes what a kill left behind of a new `path`: partial files and folders without a lock.
+
+    Returns:
+        Those that stay: another process writes them, or they could not be removed.
+    """
+    stay = []
+    for orphan in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        if unfinished_name(orphan.name) != path.name:
+            continue
         try:
             fd = os.open(orphan, os.O_RDONLY | system.OURS | system.NO_LINK | system.NO_WAIT)
-        except OSError:  # gone already, or not ours to remove
+        except FileNotFoundError:
+            continue
+        except OSError:  # a link, or not ours to remove
+            stay.append(orphan)
             continue
         try:
             system.lock(fd, wait=False)
@@ -153,9 +179,10 @@ def remove_orphans(path: Path) -> None:
             else:
                 os.unlink(orphan)
         except OSError:  # in use, or a file system without locks
-            continue
+            stay.append(orphan)
         finally:
             os.close(fd)
+    return [orphan for orphan in stay if os.path.lexists(orphan)]
 
 
 @contextmanager
