@@ -36,7 +36,8 @@ def main() -> None:
     digits = load_dataset("digits")
     order = counter_rng(0, 0).permutation(len(digits))
     held, rest = digits.subset(order[: args.holdout]), order[args.holdout :]
-    result: dict[str, Any] = {"settings": vars(args), "models": {}}
+    settings = {name: value for name, value in vars(args).items() if name != "folder"}
+    result: dict[str, Any] = {"settings": settings, "models": {}}
     curves = {}
     for count in args.train:
         start, real = time.process_time(), digits.subset(rest[:count])
@@ -58,7 +59,7 @@ def main() -> None:
         cache = generate(model, plan, str(folder / f"{count}.h5"), progress=False)
         seen = audit(cache, real, holdout=held, progress=False)
         point = asked.low_false_positives
-        curves[f"{count:,} training images"] = asked
+        curves[f"{count:,} images: AUC {asked.told.auc:.2f}, audit {seen.verdict}"] = asked
         result["models"][count] = {
             "membership": {
                 "verdict": asked.verdict,
@@ -93,7 +94,7 @@ def draw(reports: dict[str, Any]) -> Path:
         own, others = report.scores[report.member], report.scores[~report.member]
         thresholds = np.sort(report.scores)[::-1]
         x, y = ([(part >= t).mean() for t in thresholds] for part in (others, own))
-        axes.plot(x, y, label=f"{name}: AUC {report.told.auc:.2f}, audit {report.verdict}")
+        axes.plot(x, y, label=name)
     axes.plot([0, 1], [0, 1], color="0.6", lw=1, label="chance")
     axes.set_xlabel("held-out images taken for training images")
     axes.set_ylabel("training images recognized")

@@ -1252,6 +1252,40 @@ def audit_copies() -> Lines:
 
 
 @block
+def audit_membership() -> Lines:
+    body = []
+    for count, model in read("audit_membership")["models"].items():
+        asked, seen = model["membership"], model["audit"]
+
+        def ranked(which: str, asked: Mapping[str, Any] = asked) -> str:
+            low, high = asked[f"{which}interval"]
+            return f"{asked[f'{which}auc']:.2f} ({low:.2f} to {high:.2f})"
+
+        low, high = asked["recognized_interval"]
+        body.append(
+            [
+                f"{int(count):,} digits",
+                ranked(""),
+                ranked("reference_"),
+                f"{asked['recognized_at_1_percent']:.2f} ({low:.2f} to {high:.2f})",
+                asked["verdict"],
+                f"{seen['verdict']}, {seen['withheld']} of {seen['audited']} withheld",
+            ]
+        )
+    return table(
+        [
+            "trained on",
+            "membership: AUC",
+            "of a reference that never saw the model",
+            "recognized at 1 % false alarms",
+            "membership",
+            "audit of images",
+        ],
+        body,
+    )
+
+
+@block
 def audit_level() -> Lines:
     rows = {f"real images: {k}": v for k, v in read("audit_level")["scenarios"].items()}
     rows |= {f"generators of digits: {k}": v for k, v in read("audit_models")["kinds"].items()}
