@@ -479,7 +479,7 @@ def test_without_locks_it_goes_by_the_note_and_says_that_nothing_guards(
     note.write_text(json.dumps({**kept, "host": "node7"}))
     assert "on node7, since" in owner_of(tmp_path / "x")
     assert f"delete {note}" in owner_of(tmp_path / "x")
-    note.write_text("no note")
+    note.write_text("")
     with claimed(tmp_path / "x") as mine:
         assert mine
 

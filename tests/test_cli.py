@@ -692,6 +692,16 @@ def test_caches_are_merged_exported_imported_and_forgotten(work):
     assert "\nNext: synthaug cache verify " in text
     assert text.count("9 of 9 rows were made from these images; withdrawn.") == 2
     assert not SynthCache(parts[0]).done.any()
+    (work / "all" / "deep").mkdir(parents=True)
+    succeed("generate", work / "run", work / "all" / "deep" / "v.h5", "--ratio", 0.25,
+            "--source", source, "--strength", 0.5, *DRAW)  # fmt: skip
+    text = succeed("cache", "forget", source, work / "all")
+    assert "v.h5: 9 of 9 rows were made from these images; withdrawn." in text
+    assert f"Next: synthaug cache verify {work / 'all' / 'deep' / 'v.h5'}" in text
+    text = succeed("cache", "forget", source, work / "folder")
+    assert "folder: 18 files of images or features deleted." in text
+    message = fail(2, "cache", "forget", source, work / "run")
+    assert "No cache or export lies in" in message
 
 
 def test_a_folder_without_its_kind_is_answered_with_what_was_meant(work):

@@ -207,6 +207,23 @@ def test_a_lock_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "precious").read_text() == "precious"
 
 
+def test_a_file_that_has_the_name_of_a_lock_is_not_written_over(tmp_path: Path) -> None:
+    images = LabeledImages(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), [0], ("a",))
+    lock = tmp_path / "poetry.lock"
+    for text in ("[[package]]", "{}", '{"hosts": 1}'):
+        lock.write_text(text)
+        with pytest.raises(ValueError, match=r"poetry\.lock is no lock of synthaug"):
+            synthaug.caches.import_images(images, tmp_path / "poetry")
+        assert lock.read_text() == text
+    lock.unlink()
+    pipe(lock)
+    with pytest.raises(ValueError, match=r"poetry\.lock is no lock of synthaug"):
+        synthaug.caches.import_images(images, tmp_path / "poetry")
+    lock.unlink()
+    lock.write_bytes(bytes(9))  # as a power failure leaves it
+    synthaug.caches.import_images(images, tmp_path / "poetry")
+
+
 def test_an_export_with_a_link_in_it_does_not_make_forget_write_elsewhere(tmp_path: Path) -> None:
     keys = np.array([1, 2], np.uint64)
     plan = Plan.build([2], classes=("a",), settings={}, seed=0, sources=[[0, 1]], source_keys=keys)

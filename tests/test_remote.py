@@ -377,8 +377,12 @@ def test_forgetting_in_a_copy_says_that_the_object_still_holds_the_images(
         )
         assert "secret" not in str(found.beyond)
         assert not SynthCache(copy).done.any()
-    for other in (caches.forget([copy], [1]), caches.forget([original.path], real)):
+    at_first = caches.forget([original.path], real)
+    for other in (caches.forget([copy], [1]), at_first):
         assert "is a copy of" not in str(other.beyond)
+    assert f"{original.path} was uploaded to {url}, or was to be" in str(at_first.beyond)
+    assert "secret" not in str(at_first.beyond)
+    assert "was uploaded to" not in str(caches.forget([original.path], [1]).beyond)
     source = f"folder:{tmp_path / 'real'}"
     assert told in succeed("cache", "forget", source, copy)
     assert told in succeed("cache", "forget", source, copy, "--json")

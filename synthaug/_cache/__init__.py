@@ -26,7 +26,7 @@ Readers map the file and gather a batch in one indexing call.
 
 from synthaug._cache.exporting import export
 from synthaug._cache.facts import contact_sheet, info, info_text
-from synthaug._cache.forgetting import Forgotten, forget
+from synthaug._cache.forgetting import Forgotten, forget, image_shapes
 from synthaug._cache.format import FORMAT, FORMAT_VERSION, State
 from synthaug._cache.store import SynthCache
 from synthaug._cache.tools import check_sources, import_images, merge_rows
@@ -41,6 +41,7 @@ __all__ = [
     "contact_sheet",
     "export",
     "forget",
+    "image_shapes",
     "import_images",
     "info",
     "info_text",

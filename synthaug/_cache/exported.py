@@ -16,6 +16,10 @@ from synthaug._support.reading import check_regular, parse_json, read_text
 from synthaug._types import JSON
 from synthaug.errors import CacheError
 
+MANIFEST = "manifest.json"
+"""The file of an export that says how all images were made."""
+SHAPE = "image_shape"
+"""Where the manifest of an export has (C, H, W) of its images."""
 RECORDS = "provenance.jsonl"
 """The file in class folders that says what each image was made from."""
 FILE = "file_name"
@@ -26,8 +30,26 @@ MASK_SUFFIX = "mask.png"
 """What the name of a mask in a tar file ends with, after the row."""
 
 _KEY = re.compile(r"[0-9a-f]{1,16}")
+_MOST_PIXELS = 4096
+"""The longest side that is believed: real images are brought to it."""
 _RECORD_BYTES = 2**20
 """More than a record has."""
+
+
+def shape_of_export(manifest: Path) -> set[tuple[int, int, int]]:
+    """The shape (C, H, W) that a manifest names; none if it is of something else.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is not JSON.
+    """
+    told = parse_json(read_text(manifest))
+    shape = told.get(SHAPE) if isinstance(told, dict) else None
+    if not isinstance(shape, list) or [type(side) for side in shape] != [int] * 3:
+        return set()
+    channels, height, width = shape
+    sensible = channels in (1, 3) and 0 < height <= _MOST_PIXELS and 0 < width <= _MOST_PIXELS
+    return {(channels, height, width)} if sensible else set()
 
 
 def take_out(records: Path, keys: set[int]) -> tuple[int, set[Path]]:

@@ -20,7 +20,7 @@ from PIL import PngImagePlugin
 
 from synthaug._cache.cards import Facts, card, croissant
 from synthaug._cache.credentials import MADE_BY_MODEL, ContentCredentials
-from synthaug._cache.exported import MASK_FILE, MASK_SUFFIX, RECORDS
+from synthaug._cache.exported import MANIFEST, MASK_FILE, MASK_SUFFIX, RECORDS, SHAPE
 from synthaug._cache.files import Patient, new_file, new_folder, refuse_remote, refuse_taken
 from synthaug._cache.format import State, blocks, data_sets_of, mark_sealed, new_hdf5
 from synthaug._cache.masks import SourceMasks
@@ -58,7 +58,7 @@ _XMP = (
     '</rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
 )
 
-_OWN_FILES = ("croissant.json", "manifest.json", RECORDS)
+_OWN_FILES = ("croissant.json", MANIFEST, RECORDS)
 """What an export writes beside the class folders."""
 
 logger = logging.getLogger("synthaug")
@@ -151,7 +151,7 @@ def export(
             with new_folder(target) as folder, _served_to_the_end(cache, chosen):
                 images = _pngs(cache, chosen, credentials, shown.update)
                 writers[format](cache, folder, images, masks)
-                (folder / "manifest.json").write_text(_manifest(cache), encoding="utf-8")
+                (folder / MANIFEST).write_text(_manifest(cache), encoding="utf-8")
                 facts = Facts(cache, chosen, audit, masks is not None)
                 described = croissant(facts, folder)
                 (folder / "croissant.json").write_text(described, encoding="utf-8")
@@ -263,7 +263,7 @@ def _record(cache: SynthCache, row: int) -> dict[str, Any]:
 
 
 def _manifest(cache: SynthCache) -> str:
-    more = {"identity": cache.identity, "image_shape": list(cache.image_shape)}
+    more = {"identity": cache.identity, SHAPE: list(cache.image_shape)}
     return json.dumps({**cache.manifest, **more}, indent=2)
 
 

@@ -48,6 +48,7 @@ def filling(path: StrPath, *, shared: bool = False, wait: bool = False) -> Itera
 
     Raises:
         CacheError: Another job fills it, and the text says whose it is; or `path` is a URL.
+        ValueError: The name of its lock is taken by a file of somebody else.
     """
     refuse_remote(path)
     with locks.claimed(path, shared=shared, patience=math.inf if wait else 0) as mine:

@@ -9,7 +9,7 @@ merges, imports and resumed jobs leave them out as well.
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -19,9 +19,15 @@ import numpy as np
 import torch
 
 from synthaug._cache.cards import refresh_croissant
-from synthaug._cache.exported import RECORDS, take_out, take_out_of_tar
+from synthaug._cache.exported import (
+    MANIFEST,
+    RECORDS,
+    shape_of_export,
+    take_out,
+    take_out_of_tar,
+)
 from synthaug._cache.files import parts_folder
-from synthaug._cache.remote import copied_from
+from synthaug._cache.remote import copied_from, uploaded_to
 from synthaug._cache.store import SynthCache
 from synthaug._cache.tombstones import rows_from_sources, source_keys_of
 from synthaug._pixels import digest
@@ -144,60 +150,78 @@ class _Sources:
 
 
 def _forget_in_cache(cache: SynthCache, wanted: _Sources, found: Forgotten) -> None:
-    recipe, keys = cache.manifest["recipe"], wanted.keys
-    weights = recipe.get("weights")
-    for name, value in weights.items() if isinstance(weights, Mapping) else ():
-        drew = printable_line(f"{recipe.get('synthesizer')}, {name} {value}")
-        found.beyond.append(
-            f"The weights that drew {cache.path} ({drew}), and checkpoints and samples of their "
-            "training: if these images were among the training data, delete them and train anew."
-        )
-    if wanted.shape not in (None, cache.image_shape):
-        found.beyond.append(
-            f"{cache.path} has images of shape {cache.image_shape}, and `sources` are "
-            f"{wanted.shape}: it knows its sources by their pixels in its own shape. Forget again "
-            "with the same images in that shape."
-        )
-    if recipe.get("synthesizer") == "imported":
-        found.beyond.append(
-            f"{cache.path} was imported: what its images were made from is not known. Delete it if "
-            "these images may be among that, and import again with `forgotten=` the caches from "
-            "which they are erased: that compares pixels."
-        )
-    rows = rows_from_sources(cache.plan, keys)
-    if cache.url is not None and len(rows):
-        found.beyond.append(
-            f"{without_secrets(cache.url)} is in a store, where nothing is erased; {len(rows):,} "
-            "of its rows were made from these images. Forget in the file that was uploaded, or in "
-            "a copy of it, put it there again with `synthaug.caches.upload(..., overwrite=True)`, "
-            f"and delete the copies on every machine that opened it, here {cache.path}."
-        )
-        return
-    if not cache.writable and len(rows):
-        found.beyond.append(
-            f"{cache.path} is a compressed copy, which cannot be written; {len(rows):,} of its "
-            "rows were made from these images. Delete it, or make a plain cache of it with "
-            "`merge`, forget there, and then delete it."
-        )
+    found.beyond += _unknown(cache, wanted)
+    rows = rows_from_sources(cache.plan, wanted.keys)
+    found.beyond += _not_erased(cache, len(rows)) if len(rows) else []
+    if len(rows) and (cache.url is not None or not cache.writable):
         return
     if not cache.keeps_tombstones:
         found.beyond.append(
             f"{cache.path} is of format version 1, which keeps no tombstones: later merges and "
             "imports do not know what it forgot. `merge` makes a file of version 2 of it."
         )
-    url = copied_from(cache.path)
-    if url is not None and len(rows):
-        found.beyond.append(
-            f"{cache.path} is a copy of {url}, an object in a store, where nothing is erased: it "
-            f"still holds what was drawn of {len(rows):,} rows that were made from these images, "
-            "and other machines may have copies of it. Put this file there with "
-            f"`synthaug.caches.upload({str(cache.path)!r}, {url!r}, overwrite=True)`, delete older "
-            "versions if the store keeps them, and delete the copies on other machines."
-        )
     _remove_unfinished(cache.path, found)
-    found[cache.path] = _withdraw(cache, keys)
+    found[cache.path] = _withdraw(cache, wanted.keys)
     # The whole first: whoever lays out a part later sees there what is withdrawn.
-    _forget_in_parts(parts_folder(cache.path), keys, found)
+    _forget_in_parts(parts_folder(cache.path), wanted.keys, found)
+
+
+def _unknown(cache: SynthCache, wanted: _Sources) -> Iterator[str]:
+    """Names what may hold something of the sources and has no keys in the plan of a cache."""
+    recipe = cache.manifest["recipe"]
+    weights = recipe.get("weights")
+    for name, value in weights.items() if isinstance(weights, Mapping) else ():
+        drew = printable_line(f"{recipe.get('synthesizer')}, {name} {value}")
+        yield (
+            f"The weights that drew {cache.path} ({drew}), and checkpoints and samples of their "
+            "training: if these images were among the training data, delete them and train anew."
+        )
+    if wanted.shape not in (None, cache.image_shape):
+        yield (
+            f"{cache.path} has images of shape {cache.image_shape}, and `sources` are "
+            f"{wanted.shape}: it knows its sources by their pixels in its own shape. Forget again "
+            "with the same images in that shape."
+        )
+    if recipe.get("synthesizer") == "imported":
+        yield (
+            f"{cache.path} was imported: what its images were made from is not known. Delete it if "
+            "these images may be among that, and import again with `forgotten=` the caches from "
+            "which they are erased: that compares pixels."
+        )
+
+
+def _not_erased(cache: SynthCache, rows: int) -> Iterator[str]:
+    """Names the places in which images of so many rows stay."""
+    again = "`synthaug.caches.upload(..., overwrite=True)`"
+    older = "delete older versions if the store keeps them, and the copies on other machines"
+    if cache.url is not None:
+        yield (
+            f"{without_secrets(cache.url)} is in a store, where nothing is erased; {rows:,} "
+            "of its rows were made from these images. Forget in the file that was uploaded, or in "
+            f"a copy of it, put it there again with {again}, "
+            f"and delete the copies on every machine that opened it, here {cache.path}."
+        )
+        return
+    if not cache.writable:
+        yield (
+            f"{cache.path} is a compressed copy, which cannot be written; {rows:,} of its "
+            "rows were made from these images. Delete it, or make a plain cache of it with "
+            "`merge`, forget there, and then delete it."
+        )
+    if (url := copied_from(cache.path)) is not None:
+        yield (
+            f"{cache.path} is a copy of {url}, an object in a store, where nothing is erased: it "
+            f"still holds what was drawn of {rows:,} rows that were made from these images. Put "
+            f"this file there with `synthaug.caches.upload({str(cache.path)!r}, {url!r}, "
+            f"overwrite=True)`, {older}."
+        )
+    for url in uploaded_to(cache.path):
+        yield (
+            f"{cache.path} was uploaded to {printable_line(url)}, or was to be, and nothing is "
+            f"erased there: unless it was uploaded again since, that object holds what was drawn "
+            f"of {rows:,} rows that were made from these images. Put this file there with {again}, "
+            f"{older}."
+        )
 
 
 def _forget_in_parts(folder: Path, keys: Unsigned, found: Forgotten) -> None:
@@ -367,6 +391,31 @@ class _Search:
                 names = ", ".join(str(path.relative_to(folder)) for path in paths[:_NAMED])
                 more = ", ..." * (len(paths) > _NAMED)
                 found.beyond.append(f"{folder}: {len(paths):,} {text}: {names}{more}.")
+
+
+def image_shapes(places: Iterable[StrPath]) -> set[tuple[int, int, int]]:
+    """Shapes (C, H, W) of the images in caches and exports, and in those that lie in folders.
+
+    Keys of real images belong to the shape, so whoever forgets in several needs them in each.
+
+    Raises:
+        CacheError: A place that is no folder is no cache either.
+    """
+    shapes = set()
+    for place in places:
+        if not os.path.isdir(place):
+            shapes.add(SynthCache(place).image_shape)
+            continue
+        for where, _, names in os.walk(place):
+            for path in [Path(where, name) for name in names]:
+                with suppress(CacheError, OSError, ValueError):  # which `forget` names
+                    if path.is_symlink():
+                        continue
+                    if path.name == MANIFEST:
+                        shapes |= shape_of_export(path)
+                    elif path.suffix.lower() in (".h5", ".hdf5") or _is_hdf5(path):
+                        shapes.add(SynthCache(path).image_shape)
+    return shapes
 
 
 def _raised(error: OSError) -> None:

@@ -87,7 +87,8 @@ def upload(path: StrPath, url: str, *, overwrite: bool = False) -> None:
         synthaug.caches.upload("cifar.h5", "s3://bucket/cifar.h5")
 
     Fill the cache first: what is written to the file later is not in the store. The object is
-    compared with the file: by the MD5 that the store tells of it, or by reading it back.
+    compared with the file: by the MD5 that the store tells of it, or by reading it back. The URL is
+    noted in PATH.uploads.json, by which `forget` names the object; move that file with the cache.
 
     Args:
         path: A cache on this machine.
@@ -104,6 +105,7 @@ def upload(path: StrPath, url: str, *, overwrite: bool = False) -> None:
     inspect(Path(path))
     if not is_remote(url):
         raise CacheError(f"`url` is {str(url)!r}, expected one such as 's3://bucket/cifar.h5'.")
+    _note_upload(Path(path), without_secrets(url))  # a kill after the upload must not lose it
     _put(Path(path), url, overwrite)
 
 
@@ -363,6 +365,30 @@ def _recorded(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return record if whole and isinstance(record.get("fetched"), str) else None
+
+
+def _note_upload(path: Path, url: str) -> None:
+    try:
+        write_text(_uploads_path(path), json.dumps([*dict.fromkeys([*uploaded_to(path), url])]))
+    except OSError as error:
+        logger.warning(
+            "%s cannot be written (%s): `forget` will not know that %s was uploaded to %s.",
+            *(_uploads_path(path), error.strerror, path, url),
+        )
+
+
+def _uploads_path(path: Path) -> Path:
+    path = path.resolve()
+    return path.with_name(f"{path.name}.uploads.json")
+
+
+def uploaded_to(path: Path) -> list[str]:
+    """URLs that a file was uploaded to, by the note beside it; none if there is no such note."""
+    with suppress(OSError, ValueError):
+        urls = parse_json(read_text(_uploads_path(path)))
+        if isinstance(urls, list):
+            return [url for url in urls if isinstance(url, str) and is_remote(url)]
+    return []
 
 
 def copied_from(path: Path) -> str | None:

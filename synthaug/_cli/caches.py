@@ -204,20 +204,21 @@ def forget(source: str, places: list[str], files: FileOptions) -> Result:
 
     Args:
         source: The real images, for example folder:PATH. They are brought to each cache's shape.
-        places: Caches to look through, and folders: exports, kept features, checkpoints.
+        places: Caches to look through, and folders with all below them: exports, those of improve,
+            kept features, checkpoints.
         files: For data sets.
     """
-    from synthaug._cache import SynthCache
+    from synthaug._cache import SynthCache, image_shapes
     from synthaug._cache import forget as run
     from synthaug._pixels import digest
 
-    opened = {
-        Path(place).absolute(): SynthCache(place) for place in places if not Path(place).is_dir()
-    }
-    if not opened:
-        raise ValueError("Name the cache, too, that the images in these folders belong to.")
+    if not (shapes := image_shapes(places)):
+        raise ValueError(
+            f"No cache or export lies in {', '.join(places)}, and real images are known by their "
+            "pixels in the shape of a cache. Name a cache, too, that was made from them."
+        )
     keys: set[int] = set()
-    for shape in {cache.image_shape for cache in opened.values()}:
+    for shape in sorted(shapes):
         real = files.shaped(source, shape)
         keys.update(map(digest, real.read(range(len(real)))))
     done = run(places, keys)
@@ -229,10 +230,11 @@ def forget(source: str, places: list[str], files: FileOptions) -> Result:
         if path.is_dir():
             lines.append(f"{name}: {amount(count, 'file')} of images or features deleted.")
         else:
-            rows = len(opened.get(path) or SynthCache(path))
+            rows = len(SynthCache(path))
             lines.append(
                 f"{name}: {count:,} of {rows:,} rows were made from these images; withdrawn."
             )
     lines += ["Out of reach:", *(f"  {text}" for text in done.beyond)]
-    lines.append(next_line("cache", "verify", next(p for p in places if not Path(p).is_dir())))
+    caches = [called.get(path, str(path)) for path in done if not path.is_dir()]
+    lines += [next_line("cache", "verify", cache) for cache in caches[:1]]
     return Result(record={"withdrawn": withdrawn, "beyond": done.beyond}, text="\n".join(lines))

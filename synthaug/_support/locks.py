@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from synthaug._support import system
-from synthaug._support.reading import parse_json, read_text
+from synthaug._support.reading import open_regular, parse_json, read_text
 
 logger = logging.getLogger("synthaug")
 
 _LOOK = 0.1  # seconds between two looks at a lock that is taken
 _NO_LOCK = -1
+_BEGIN = b'{"host": '
+"""How a note begins."""
 
 
 @contextmanager
@@ -35,8 +37,12 @@ def claimed(
         path: The path to claim; it need not exist.
         shared: Share the claim with others that do so too.
         patience: Seconds to wait for the claim; `math.inf` waits for ever.
+
+    Raises:
+        ValueError: PATH.lock is a file of somebody else, who would lose it.
     """
     lock, until = _lock_of(path), time.monotonic() + patience
+    _refuse_foreign(lock)
     waited = False
     while (fd := _take(lock, shared)) is None:
         if time.monotonic() >= until:
@@ -65,6 +71,21 @@ def owner_of(path: str | os.PathLike[str]) -> str:
 
 def _lock_of(path: str | os.PathLike[str]) -> Path:
     return Path(f"{os.path.realpath(path)}.lock")
+
+
+def _refuse_foreign(lock: Path) -> None:
+    try:
+        with open_regular(lock) as file:
+            start = file.read(len(_BEGIN)).strip(b"\0")  # zeros are of a power failure
+    except OSError:  # there is none, or it is not opened below either
+        if not lock.is_fifo():
+            return
+        start = b"a pipe"
+    if not lock.is_symlink() and not _BEGIN.startswith(start):
+        raise ValueError(
+            f"{lock} is no lock of synthaug, which would be written over it. Move it away, or "
+            "choose another name."
+        )
 
 
 def _take(lock: Path, shared: bool) -> int | None:
