@@ -1,8 +1,12 @@
 """Progress: a bar where somebody watches, lines in a log, nothing where it is unwanted."""
 
 import io
+import os
+import signal
 import sys
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -121,3 +125,66 @@ def test_a_job_whose_first_step_takes_long_is_not_silent(monkeypatch, mode, dela
     assert ended.count(shown) >= 3
     time.sleep(0.05)  # long enough for a tick, if there were one after the end
     assert stream.getvalue() == ended
+
+
+def ticking_fast(monkeypatch, stream) -> None:
+    """Bars on `stream` are drawn again and again."""
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(progress, "_TICK", 1e-5)
+    monkeypatch.setenv("SYNTHAUG_PROGRESS", "bar")
+
+
+class SlowTerminal(Terminal):
+    """Takes its time, when a bar is drawn between its updates."""
+
+    drawing = threading.Event()
+
+    def write(self, text: str) -> int:
+        if threading.current_thread() is not threading.main_thread():
+            self.drawing.set()
+            time.sleep(0.1)
+        return super().write(text)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="This system does not fork.")
+def test_a_child_that_is_forked_while_a_bar_is_drawn_can_show_one_of_its_own(monkeypatch):
+    stream = SlowTerminal()
+    ticking_fast(monkeypatch, stream)
+    with bar(2, "outer", "image"):
+        assert stream.drawing.wait(30)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(2)  # ends a child that waits for a lock
+            with bar(2, "inner", "image"):
+                os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def test_an_error_stands_on_a_line_of_its_own_below_a_bar_that_came_late(monkeypatch):
+    stream = Terminal()
+    ticking_fast(monkeypatch, stream)
+    with bar(2, "draw", "image", delay=2):
+        until = time.monotonic() + 30
+        while "draw" not in stream.getvalue() and time.monotonic() < until:
+            time.sleep(0.01)
+    assert stream.getvalue().endswith("\n")
+
+
+@pytest.mark.parametrize("stream", [None, SimpleNamespace(write=len, flush=bool)])
+def test_a_job_goes_on_where_nobody_can_be_shown_a_bar(monkeypatch, capsys, stream):
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("SYNTHAUG_PROGRESS_SECONDS", "0")
+    assert list(counted("ab", bar(2, "read", "image"))) == ["a", "b"]
+    assert capsys.readouterr().out == ""
+
+
+def test_bars_say_which_part_of_a_longer_job_they_are_of(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("SYNTHAUG_PROGRESS_SECONDS", "0")
+    with progress.part(2, 9, "setting"), bar(1, "generate", "image") as shown:
+        shown.update()
+    with bar(1, "generate", "image") as shown:
+        shown.update()
+    names = [line.split(":")[1].strip() for line in stream.getvalue().splitlines()]
+    assert names == ["setting 2 of 9, generate", "generate"]

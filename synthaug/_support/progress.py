@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -24,6 +25,17 @@ MODES = ("auto", "bar", "lines", "off")
 SECONDS = 30.0
 _TICK = 5.0
 """Seconds after which a bar is drawn again, whether a step has ended or not."""
+_DRAWING = threading.Lock()
+"""Held while a bar is drawn between its updates. No bar ends then, and no process forks: tqdm's
+lock, which the drawing holds, would stay locked in the child."""
+if sys.platform != "win32":  # which does not fork
+    os.register_at_fork(
+        before=_DRAWING.acquire,
+        after_in_parent=_DRAWING.release,
+        after_in_child=_DRAWING.release,
+    )
+_PART = ContextVar("_PART", default="")
+"""What the names of bars begin with."""
 
 T = TypeVar("T")
 Bar: TypeAlias = "tqdm[Any] | Lines"
@@ -55,7 +67,7 @@ def bar(
     """
     from tqdm import auto, autonotebook, std
 
-    desc = printable_line(desc)
+    desc = printable_line(_PART.get() + desc)
     mode = os.environ.get("SYNTHAUG_PROGRESS", "auto")
     if mode not in MODES:
         raise ValueError(
@@ -64,8 +76,9 @@ def bar(
         )
     if mode == "auto":
         notebook = autonotebook.tqdm is not std.tqdm
-        mode = "bar" if notebook or sys.stderr.isatty() else "lines"
-    if progress is False or os.environ.get("RANK", "0") != "0":  # one process speaks for all
+        mode = "bar" if notebook or _is_watched() else "lines"
+    one_speaks = os.environ.get("RANK", "0") == "0"  # for all processes
+    if progress is False or not one_speaks or sys.stderr is None:
         mode = "off"
     if mode == "lines":
         return _ticking(Lines(total, desc, unit, initial))
@@ -82,21 +95,44 @@ def bar(
     return shown if shown.disable else _ticking(shown)
 
 
+def _is_watched() -> bool:
+    try:
+        return sys.stderr.isatty()
+    except AttributeError:  # of a logger in its place, or of none
+        return False
+
+
 @contextmanager
 def _ticking(shown: Bar) -> Iterator[Bar]:
     """The same bar, whose clock goes on between its updates, which may be minutes apart."""
     ended = threading.Event()
 
     def tick() -> None:
-        while not ended.wait(_TICK):
-            shown.refresh()
+        with suppress(OSError, ValueError):  # nobody reads any more, which the job finds out itself
+            while not ended.wait(_TICK):
+                with _DRAWING:
+                    if ended.is_set():
+                        break
+                    shown.delay = 0  # it is seen now, and tqdm ends the line of such bars only
+                    shown.refresh()
 
     with shown:
         threading.Thread(target=tick, name="synthaug-progress", daemon=True).start()
         try:
             yield shown
         finally:
-            ended.set()
+            with _DRAWING:
+                ended.set()
+
+
+@contextmanager
+def part(number: int, total: int, name: str) -> Iterator[None]:
+    """Has the bars of the block say which part of a longer job they are of: "setting 2 of 9"."""
+    token = _PART.set(f"{_PART.get()}{name} {number} of {total}, ")
+    try:
+        yield
+    finally:
+        _PART.reset(token)
 
 
 def counted(items: Iterable[T], job: AbstractContextManager[Bar]) -> Iterator[T]:
@@ -109,6 +145,9 @@ def counted(items: Iterable[T], job: AbstractContextManager[Bar]) -> Iterator[T]
 
 class Lines:
     """A bar as lines of text on standard error, every so many seconds and at the end."""
+
+    delay: float = 0
+    """Of no meaning; bars have one."""
 
     def __init__(self, total: int, desc: str, unit: str, initial: int = 0) -> None:
         self.total, self.desc, self.unit = total, desc, unit

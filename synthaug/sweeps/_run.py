@@ -22,6 +22,7 @@ from synthaug._plan import canonical_json, settings_digest
 from synthaug._support.devices import choose_device
 from synthaug._support.files import check_folder, whole_file, write_text
 from synthaug._support.precision import Resolved, recorded_precision
+from synthaug._support.progress import part
 from synthaug._support.reading import parse_json, read_text
 from synthaug._support.report import decode, encode
 from synthaug._support.stopping import kept_at_stop
@@ -126,7 +127,7 @@ def sweep(
     accuracy: list[float] = []
     with kept_at_stop(work.finished):
         floors = {stage: work.floor(stage) for stage in stages}
-        coarse = [work.row(trial, "coarse") for trial in trials]
+        coarse = work.rows(trials, "coarse")
         best = min(coarse, key=lambda row: (row.frechet_distance, row.evaluations))
         if len(scales):
             guided = [{**best.setting, "guidance_scale": scale} for scale in scales]
@@ -251,7 +252,7 @@ class _Work:
     def second_stage(self, settings: Sequence[Setting]) -> tuple[list[SweepRow], list[float]]:
         """Rows with the CAS of each setting, and the accuracies on the real images."""
         trials, config = [self.trial("fine", setting) for setting in settings], self.config
-        rows = [self.row(trial, "fine") for trial in trials]
+        rows = self.rows(trials, "fine")
         arms: dict[str, Any] = {
             f"guidance {t.setting['guidance_scale']:g}": self.cache(t) for t in trials
         }
@@ -299,6 +300,14 @@ class _Work:
         size, shown = self.config.batch_size, self.progress
         return generate(trial.synthesizer, trial.plan, path, batch_size=size, progress=shown)
 
+    def rows(self, trials: Sequence[Trial], stage: str) -> list[SweepRow]:
+        """The row of each setting of a stage."""
+        rows = []
+        for number, trial in enumerate(trials, 1):
+            with part(number, len(trials), f"{stage} setting"):
+                rows.append(self.row(trial, stage))
+        return rows
+
     def row(self, trial: Trial, stage: str) -> SweepRow:
         """A setting's row, out of its file if an earlier call measured the same."""
         measured = {
@@ -317,7 +326,7 @@ class _Work:
             setting=trial.setting,
             images=len(trial.plan),
             evaluations=trial.evaluations,
-            scores=self._scores(cache, trial.stem, stage, stream=0),
+            scores=self._scores(cache, "synthetic", stage, stream=0),
         )
         write_text(path, encode(row))
         return row
