@@ -524,6 +524,58 @@ def test_outputs_that_cannot_be_written_are_refused_before_any_work(tmp_path, mo
     assert "it is read-only" in fail(2, "generate", "checkpoint", locked / "c.h5")
 
 
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("audit c.h5 folder:d --out results/", "`--out` is 'results/', expected a name to write"),
+        ("split folder:d ''", "is '', expected a name to write"),
+        ("generate run cache.png", "cache.png is the name of the picture of samples"),
+        ("generate run sub/../c.h5 --source c.h5", "c.h5 would be replaced by what is written"),
+        ("evaluate folder:d c.h5 t --audit a.json --out a", "a.json would be replaced"),
+        ("train folder:d link/run", "link/run lies in folder:d, where what is written would be"),
+        ("generate run d/cat/c.h5 --source folder:d", "d/cat/c.h5 lies in folder:d"),
+    ],
+)
+def test_outputs_that_would_harm_what_is_read_are_refused(tmp_path, monkeypatch, line, problem):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("d/cat", "sub"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("c.h5", "a.json"):
+        (tmp_path / file).touch()
+    (tmp_path / "link").symlink_to("d")
+    assert problem in fail(2, *shlex.split(line))
+
+
+def test_a_home_folder_is_meant_in_names_of_outputs_as_in_those_of_inputs(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    call = _main.understand(["audit", "~/c.h5", "folder:~/d", "--out=~/audits/a"]).call
+    assert call.arguments["out"] == f"{tmp_path}/audits/a"
+
+
+def test_streams_that_the_parent_closed_are_opened(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    with pytest.raises(SystemExit) as ended:
+        main(["cite", "nowhere.h5"])
+    sys.stderr.close()
+    assert ended.value.code == 4
+
+
+def test_results_name_options_as_the_shell_has_them(monkeypatch, capsys):
+    def cite(cache: str, *, per_class: int = 1) -> Result:
+        """Say it.
+
+        Args:
+            cache: The cache.
+            per_class: How many.
+        """
+        return Result(record={}, text="So be it: `per_class=3`.")
+
+    monkeypatch.setitem(COMMANDS, "cite", cite)
+    with pytest.raises(SystemExit):
+        main(["cite", "c.h5"])
+    assert capsys.readouterr().out == "So be it: `--per-class 3`.\n"
+
+
 def test_a_split_tells_of_names_that_other_systems_do_not_take(tmp_path, monkeypatch):
     rng, names = np.random.default_rng(0), ("cat/1.png", "Cat/1.png", "aux/2.png")
     for name in names:
@@ -717,7 +769,7 @@ def test_a_report_is_not_begun_whose_place_is_a_device(work, cache):
 
 def test_a_cache_named_twice_is_not_merged(work, cache):
     assert f"{cache} is named twice" in fail(2, "cache", "merge", work / "m.h5", cache, cache)
-    assert f"{cache} is named twice" in fail(2, "cache", "merge", cache, cache)
+    assert f"{cache} would be replaced" in fail(2, "cache", "merge", cache, cache)
 
 
 @pytest.mark.filterwarnings("default")

@@ -17,7 +17,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
 from typing import Any, NoReturn
@@ -35,7 +35,7 @@ from synthaug._cli.idle import refuse_idle
 from synthaug._cli.improvement import improve
 from synthaug._cli.inversion import invert
 from synthaug._cli.memorization import evaluate_canaries, evaluate_membership
-from synthaug._cli.outputs import check_places
+from synthaug._cli.outputs import at_home, check_places
 from synthaug._cli.parser import Parser, arguments, bound, command_parser, meant, values
 from synthaug._cli.parser import option as as_option
 from synthaug._cli.scores import evaluate_density, evaluate_quality
@@ -311,12 +311,13 @@ def understand(words: Sequence[str]) -> Request:
     known = sorted(arguments(function), key=lambda argument: not argument.positional)
     positional = {argument.name for argument in known if argument.positional}
     ordered = {argument.name: given[argument.name] for argument in known}
-    call = Call(name, ordered, positional, stated)
+    call = Call(name, at_home(ordered), positional, stated)
     return Request(function, call, shared)
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Entry point of the command `synthaug`."""
+    _open_streams()
     _let_waiting_threads_sleep()
     try:
         request = understand(sys.argv[1:] if words is None else words)
@@ -339,8 +340,16 @@ def main(words: Sequence[str] | None = None) -> None:
             refuse_idle(call, {one.name: one.default for one in arguments(request.function)})
             check_places(call)
             result = request.function(**bound(request.function, call))
+            result = replace(result, text=_as_options(result.text, _options(request.function)))
         _answer(result, call, as_json=shared["json"])
     sys.exit(result.code)
+
+
+def _open_streams() -> None:
+    """Opens those of standard output and error that the parent closed (`2>&-`): else the next file
+    that is opened, such as a cache, would get what libraries print there."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
 def _let_waiting_threads_sleep() -> None:

@@ -1,11 +1,13 @@
 """Where commands write: looked at before anything is loaded, whose results might have no place."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from synthaug._cli.call import Call
 from synthaug._support.files import check_folder, check_outputs
-from synthaug._support.reading import is_remote
+from synthaug._support.reading import check_local, is_remote
 
 _PAGE = ("html", "json")
 _REPORTS: dict[str, tuple[str, ...]] = {
@@ -28,29 +30,82 @@ _NEW = ("split", "cache export")
 _CACHES = ("generate", "cache merge", "cache import")
 
 
+_PICTURED = (*_FOLDERS, "generate", "sweep")
+"""Commands that write pictures, which would be read as images."""
+_PLACES = ("out", "sheet", "features_dir")
+"""Names of the arguments that name outputs."""
+
+
+def at_home(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments, with `~` expanded in names of outputs: shells leave it in `--out=~/a`."""
+    return {
+        name: os.path.expanduser(value) if name in _PLACES and value else value
+        for name, value in arguments.items()
+    }
+
+
 def check_places(call: Call) -> None:
-    """Refuses names of outputs that cannot be written.
+    """Refuses names of outputs that cannot be written, or that would harm what is read.
 
     Raises:
         ValueError: Naming the place and the remedy.
     """
     arguments, command = call.arguments, call.command
     sheet, features = arguments.get("sheet"), arguments.get("features_dir")
-    if "out" in arguments:
-        _check_out(command, arguments["out"])
+    if "out" in arguments and not is_remote(arguments["out"]):
+        files = _files(command, arguments["out"])
+        _check_apart(command, arguments["out"], files, _inputs(arguments))
+        check_outputs(*files)
+        _check_folder(command, arguments["out"])
+    elif command not in _CACHES:
+        check_local(arguments.get("out", ""))
     if sheet is not None:
         check_outputs(sheet)
     if features is not None:
         check_folder(features)
 
 
-def _check_out(command: str, out: str) -> None:
-    check_outputs(*(f"{out}.{ending}" for ending in _REPORTS.get(command, ())))
+def _files(command: str, out: str) -> list[str]:
+    """The files that a command writes as OUT."""
+    takes_files = command in _REPORTS or command in _CACHES
+    if not out or (takes_files and (Path(out).name in ("", "..") or out.endswith(os.sep))):
+        raise ValueError(f"`out` is {out!r}, expected a name to write to, such as results/first.")
+    if not takes_files:
+        return []
+    if command in _REPORTS:
+        return [f"{out}.{ending}" for ending in _REPORTS[command]]
+    if command != "generate":
+        return [out]
+    picture = str(Path(out).with_suffix(".png"))  # of samples
+    if picture == out:
+        raise ValueError(f"{out} is the name of the picture of samples. Let a cache end in .h5.")
+    return [out, picture]
+
+
+def _inputs(arguments: Mapping[str, Any]) -> list[str]:
+    """The names of files and of data sets, such as folder:PATH, that a command may read."""
+    given = [value for name, value in arguments.items() if name not in _PLACES]
+    listed = [one for value in given for one in (value if isinstance(value, list) else [value])]
+    return [one for one in listed if isinstance(one, str) and one and not is_remote(one)]
+
+
+def _check_apart(command: str, out: str, files: Sequence[str], inputs: Sequence[str]) -> None:
+    """Refuses outputs that replace what is read, or lie among images as if they were some."""
+    real = os.path.realpath
+    for one in inputs:
+        kind, _, path = one.rpartition(":")
+        path = real(os.path.expanduser(path))
+        if os.path.isfile(path) and path in map(real, files):
+            raise ValueError(f"{one} would be replaced by what is written. Choose another `out`.")
+        if kind == "folder" and command in _PICTURED and Path(real(out)).is_relative_to(path):
+            raise ValueError(
+                f"{out} lies in {one}, where what is written would be taken for images of it. "
+                "Choose another place."
+            )
+
+
+def _check_folder(command: str, out: str) -> None:
     if command in _NEW and os.path.lexists(out):
         raise ValueError(f"{out} exists already, and nothing is overwritten. Choose another name.")
     if command in _FOLDERS or command in _KEEP_RUNS:
         check_folder(out)
-    if command in _CACHES and not is_remote(out):
-        check_outputs(out)
-        if command == "generate":  # and a picture of samples beside it
-            check_outputs(Path(out).with_suffix(".png"))
