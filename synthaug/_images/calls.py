@@ -112,20 +112,49 @@ def form_of(dataset: Any, row: int, placeholders: Sequence[Placeholder], get: An
         ValueError: If an image is changed after the transform, so that synthetic ones would go
             through both in another order.
     """
-    for placeholder in placeholders:
-        placeholder.listens = True
-    item = dataset[row]
-    calls = [call for p in placeholders for call in p.calls]
-    for placeholder in placeholders:
-        placeholder.listens, placeholder.calls = False, []
+    item, calls = _heard(dataset, row, placeholders)
     if not calls:
         return None
     image = get(item)[0]
     for form, value in calls:
         if value is (item if form == "item" else image):
             return form
-    raise ValueError(
-        f"{placeholders[0].owner} changes its images after it called its transform, which cannot "
-        "be done with a synthetic image. Let its items have what the transform returns, and put "
-        "what follows into the transform."
+    raise _changed(placeholders[0].owner)
+
+
+def first_item(dataset: Any, placeholders: Sequence[Placeholder]) -> Any:
+    """Item 0 of a data set whose transforms were taken off.
+
+    Raises:
+        ValueError: If it cannot do without what they return.
+    """
+    return _heard(dataset, 0, placeholders)[0]
+
+
+def _heard(
+    dataset: Any, row: int, placeholders: Sequence[Placeholder]
+) -> tuple[Any, list[tuple[Form, Any]]]:
+    """An item, and the calls of transforms that made it."""
+
+    def calls() -> list[tuple[Form, Any]]:
+        return [call for p in placeholders for call in p.calls]
+
+    for placeholder in placeholders:
+        placeholder.listens = True
+    try:
+        return dataset[row], calls()
+    except (AttributeError, TypeError, ValueError) as error:
+        if calls():  # `transform(image).float()`, and there is an image still
+            raise _changed(placeholders[0].owner) from error
+        raise
+    finally:
+        for placeholder in placeholders:
+            placeholder.listens, placeholder.calls = False, []
+
+
+def _changed(owner: str) -> ValueError:
+    return ValueError(
+        f"{owner} changes its images after it called its transform, which cannot be done with a "
+        "synthetic image. Let its items have what the transform returns, and put what follows "
+        "into the transform."
     )

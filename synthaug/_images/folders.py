@@ -191,6 +191,9 @@ def _check_headers(paths: Sequence[str], asked: ImageRequest) -> tuple[list[int]
             else:
                 seen.setdefault((mode, size), path)
     _tell_unknown(sorted({*unknown} - {*problems}))
+    if problems and not asked.skip_bad:  # an error, so one of all files rather than one per run
+        whole = [path for path in paths if path not in problems]
+        problems = dict(sorted({**problems, **_damaged(whole[:_DECODED], asked)}.items()))
     asked.usable(problems, len(paths))
     if not seen:
         raise DataError(f"None of the {len(paths):,} files can be used.")
@@ -212,6 +215,29 @@ def _check_headers(paths: Sequence[str], asked: ImageRequest) -> tuple[list[int]
     height, width = conform.size or size[::-1]
     kept = [i for i, path in enumerate(paths) if path not in problems]
     return kept, (channels, height, width)
+
+
+_DECODED = 20_000
+"""Files that are decoded only to name what is wrong with them, which takes a minute at most."""
+
+
+def _damaged(paths: Sequence[str], asked: ImageRequest) -> dict[str, Problem]:
+    """Decodes files whose headers are in order; says which cannot be decoded."""
+    files, problems = Files(paths, asked.conform, (0, 0, 0), ""), dict[str, Problem]()
+
+    def decode(row: int) -> None:
+        try:
+            files.decode(row)
+        except (DataError, MismatchError) as problem:
+            problems[paths[row]] = problem
+
+    with (
+        bar(len(paths), "decode files", "image", delay=2, progress=asked.progress) as shown,
+        ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+    ):
+        for _ in pool.map(decode, range(len(paths))):
+            shown.update()
+    return problems
 
 
 def _tell_unknown(paths: Sequence[str]) -> None:

@@ -118,7 +118,8 @@ def checked_labels(labels: ArrayLike, classes: Sequence[str], where: str) -> Lab
         twice = next(name for i, name in enumerate(classes) if name in classes[:i])
         raise DataError(
             f"{where}: the class name {twice!r} occurs twice. Give each class a name of its own: "
-            f"`classes=[...]`, {len(classes)} names in the order of the labels."
+            f"`classes=[...]`, {len(classes)} names in the order of the labels; `MixedDataset` "
+            "takes them as `items=mixing.ItemFormat(classes=[...])`."
         )
     if len(values) and not (values.min() >= 0 and values.max() < len(classes)):
         bad = int(values.max() if values.max() >= len(classes) else values.min())
