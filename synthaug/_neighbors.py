@@ -45,9 +45,17 @@ _CHUNK_VALUES = 4_000_000
 """Numbers that re-scoring holds at a time: 32 MB in float64."""
 
 
-def checked_features(features: Any, name: str, dtype: type[np.floating[Any]] = np.float32) -> Array:
-    """Features as a contiguous array (n, d) of one dtype; a ValueError for another shape, another
-    kind of numbers, or a value that is not finite."""
+def checked_features(
+    features: Any,
+    name: str,
+    dtype: type[np.floating[Any]] = np.float32,
+    network: str = "extractor",
+) -> Array:
+    """Features, or logits of a classifier, as a contiguous array (n, d) of one dtype.
+
+    Raises:
+        ValueError: For another shape, another kind of numbers, or a value that is not finite.
+    """
     array = np.asarray(features)
     if array.ndim != 2 or 0 in array.shape or not np.issubdtype(array.dtype, np.floating):
         raise ValueError(
@@ -56,7 +64,7 @@ def checked_features(features: Any, name: str, dtype: type[np.floating[Any]] = n
     array = np.ascontiguousarray(array, dtype)
     if not np.isfinite(array).all():
         row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
-        raise ValueError(f"`{name}` is not finite in row {row}. Look at the extractor.")
+        raise ValueError(f"`{name}` is not finite in row {row}. Look at the {network}.")
     return array
 
 

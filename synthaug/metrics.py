@@ -131,7 +131,7 @@ def inception_score(logits: Features, *, splits: int = 10, seed: int = 0) -> tup
     Raises:
         ValueError: For fewer images than parts.
     """
-    logits = checked_features(logits, "logits", np.float64)
+    logits = checked_features(logits, "logits", np.float64, "classifier")
     check_whole(0, splits=splits, seed=seed)
     check_between(2, len(logits), " images", splits=splits)
     with _quiet(seed):

@@ -266,9 +266,10 @@ class MixSynthetic(_ImagesOnly):
         table = class_table(self._synthetic, self._classes)
         rows = np.flatnonzero(served.mask)
         if not len(rows):
+            withheld = ", and the report withholds all of them" * bool(served.num_done)
             raise DataError(
-                "No synthetic image may be served: none is done and passed the audit. "
-                "Generate more, or audit the cache."
+                f"No synthetic image may be served: {served.num_done:,} are done{withheld}. "
+                "Generate more."
             )
         labels = table[labels_of(self._synthetic, rows)]
         self._pools = rows_by_class(rows, labels, len(self._classes))

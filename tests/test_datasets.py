@@ -625,7 +625,7 @@ def test_a_class_without_servable_images_is_named_at_construction(real, tmp_path
     MixedDataset(real.subset(real.labels != 1), cache, audit=None, fraction=0.5)
     none = report_on(cache, [True] * 4 + [False] * 4)
     with pytest.raises(
-        MismatchError, match=r"Class 'cow' .* of 4 rows, 4 are done and none of them"
+        MismatchError, match=r"Class 'cow' .* of 4 rows, 4 are done and the report withholds all"
     ):
         MixedDataset(real.subset(real.labels != 1), cache, audit=none, fraction=0.5)
 

@@ -54,9 +54,14 @@ def test_images_of_another_class_are_withheld_counted_and_not_served(cache, real
     assert (again.passed == check.passed).all()
     assert again.counts == check.counts
     assert again.settings == check.settings
-    for verdicts, served in [(again, 18), (again.with_audit(Report(cache, 3)), 17)]:
+    joined = again.with_audit(Report(cache, 3))
+    for verdicts, served, told in [
+        (again, 18, "18 images, not audited, 2 withheld"),
+        (joined, 17, "17 images, audit: pass, 3 withheld"),
+    ]:
         mixed = MixedDataset(real, cache, audit=verdicts, fraction=1.0)
         assert mixed.served.mask.sum() == served
+        assert str(mixed.served) == told
         assert not {0, 10} & set(mixed.synthetic_rows().tolist())
 
 

@@ -182,6 +182,11 @@ def test_missing_modes_lower_recall_and_coverage_and_strange_images_precision_an
     assert manifold_scores(stray, real).density < 0.7
 
 
+def test_logits_that_are_not_finite_are_no_fault_of_an_extractor():
+    with pytest.raises(ValueError, match="Look at the classifier"):
+        inception_score(normal(20, 3, 0) * np.nan)
+
+
 @pytest.mark.parametrize(
     ("synthetic", "real", "message"),
     [

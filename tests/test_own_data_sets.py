@@ -128,6 +128,8 @@ class Own(Dataset[Any]):
                 return self.transform(image=image, mask=image)["image"], label
             case "after":
                 return self.transform(image) / 255, label
+            case "tensor":
+                return self.transform(image).float(), label
             case "later":
                 return image, label
         return self.transform(image), label
@@ -174,6 +176,7 @@ def test_a_transform_is_called_as_the_data_set_calls_it(cache, form, parts):
             r"Own calls its transform as `transform\(image=\.\.\., mask=\.\.\.\)`.*Call it as",
         ),
         ("after", "Own changes its images after it called its transform"),
+        ("tensor", "Own changes its images after it called its transform"),
         ("later", "Own does not call its `transform` for every item. Take it off"),
     ],
 )

@@ -100,6 +100,16 @@ class Verdicts(Protocol):
 
 
 @runtime_checkable
+class OtherThanCopies(Protocol):
+    """Interface of judgments of something else than copies, which an audit may join."""
+
+    @property
+    def audited(self) -> Flags | None:
+        """Mask of the rows that an audit passed, bool (N,); `None` if there was none."""
+        ...
+
+
+@runtime_checkable
 class Scored(Protocol):
     """Interface of reports with a score per image."""
 
@@ -130,14 +140,17 @@ class Servable:
     """Rows that are done."""
     verdict: str | None
     """Of the audit; `None` without one."""
+    judged: bool
+    """Whether a report was asked, which may be of labels alone."""
 
     def __str__(self) -> str:
         count = int(self.mask.sum())
-        if self.verdict is None:
-            return f"{amount(count, 'image')}, not audited"
-        return (
-            f"{amount(count, 'image')}, audit: {self.verdict}, {self.num_done - count:,} withheld"
-        )
+        text = f"{amount(count, 'image')}, "
+        text += "not audited" if self.verdict is None else f"audit: {self.verdict}"
+        return text + f", {self.num_done - count:,} withheld" * self.judged
+
+
+_UNAUDITED = "Copies of training images may be among them; an audit looks for them"
 
 
 def servable(synthetic: Any, audit: Any, *, soft_labels: bool = False) -> Servable:
@@ -168,10 +181,8 @@ def servable(synthetic: Any, audit: Any, *, soft_labels: bool = False) -> Servab
             done = done.copy()
             done[between] = False
     if audit is None:
-        found = Servable(done, int(done.sum()), None)
-        _warn_once(
-            synthetic, found, "Copies of training images may be among them; an audit looks for them"
-        )
+        found = Servable(done, int(done.sum()), None, judged=False)
+        _warn_once(synthetic, found, _UNAUDITED)
         return found
     if not isinstance(audit, Verdicts):
         raise TypeError(
@@ -189,10 +200,14 @@ def servable(synthetic: Any, audit: Any, *, soft_labels: bool = False) -> Servab
         raise MismatchError(
             f"The report has {len(passed)} verdicts for {len(done)} rows. Audit the cache again."
         )
-    found = Servable(done & passed, int(done.sum()), audit.verdict)
-    if audit.verdict == "pass":
+    asked = not isinstance(audit, OtherThanCopies) or audit.audited is not None
+    verdict = audit.verdict if asked else None
+    found = Servable(done & passed, int(done.sum()), verdict, judged=True)
+    if verdict is None:
+        _warn_once(synthetic, found, _UNAUDITED)
+    elif verdict == "pass":
         log.info("Synthetic images: %s.", found)
-    elif audit.verdict == "fail":
+    elif verdict == "fail":
         _warn_once(synthetic, found, "Copies of training images were found and are left out")
     else:
         _warn_once(synthetic, found, "Copies of training images may have gone unseen")

@@ -186,8 +186,8 @@ class MixedDataset(AbstractEpochDataset):
             of_class[span] = self._labels_of(span) == c
         done = int(np.asarray(self.synthetic.done)[of_class].sum())
         allowed = int(self.served.mask[of_class].sum())
-        passed = f" and {allowed or 'none'} of them passed the audit"
-        judged = "" if self.served.verdict is None else passed
+        withheld = f" and the report withholds {'all' if not allowed else done - allowed} of them"
+        judged = withheld if self.served.judged and allowed < done else ""
         left = ", and the filters or weights leave none" if allowed else ""
         return MismatchError(
             f"Class {self.classes[c]!r} has no synthetic image that may be served: of "

@@ -7,7 +7,7 @@ from typing import Any, final
 from synthaug._cache.serving import SyntheticImages, class_table
 from synthaug._datasets.items import ItemFormat
 from synthaug._images.annotations import annotations_of
-from synthaug._images.calls import Form, Placeholder, form_of
+from synthaug._images.calls import Form, Placeholder, first_item, form_of
 from synthaug._images.convert import describe, is_probabilities, label_like, pixels_of
 from synthaug._images.fields import Adapter, Fields
 from synthaug._images.requests import checked_labels
@@ -56,7 +56,7 @@ class RealItems:
         self.transform, self.target_transform = stripped.transform, stripped.target_transform
         self.source = ImageSource(self.raw, "`real`", items.fields)
         """The same images without transforms."""
-        self.example = self.raw[0]
+        self.example = first_item(self.raw, stripped.placeholders)
         self.fields: Adapter = Fields.of(self.example) if items.fields is None else items.fields
         """Where items have what."""
         self.image, self.label = self.fields.get(self.example)
