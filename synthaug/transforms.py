@@ -18,7 +18,15 @@ from synthaug._datasets.restoration import ColdRestorer, Restoration
 from synthaug._datasets.variants import Variants
 from synthaug._images.annotations import annotation_class, annotations_of
 from synthaug._images.calls import called
-from synthaug._images.convert import Transform, check_unit_range, describe, like, pixels_of, wrapped
+from synthaug._images.convert import (
+    Transform,
+    check_unit_range,
+    describe,
+    like,
+    pixels_of,
+    size_of,
+    wrapped,
+)
 from synthaug._images.stores import Conform, conformed
 from synthaug._pixels import to_pil
 from synthaug._support.arguments import check_fraction
@@ -40,6 +48,20 @@ _EXPECTED = (
 _SAME = "Give `transform=` what the real images went through."
 
 
+def _of_their_size(values: Sequence[Any], images: Sequence[Any]) -> list[str]:
+    """Describes the tensors that have the height and the width of the first image, as masks have,
+    and are no images."""
+    if not images:
+        return []
+    size, axes = size_of(images[0]), images[0].ndim if isinstance(images[0], Tensor) else 3
+    return [
+        describe(value)
+        for value in values
+        if isinstance(value, Tensor) and value.ndim >= axes - 1 and size_of(value) == size
+        if not any(value is image for image in images)
+    ]
+
+
 class _ImagesOnly(v2.Transform):
     """A transform for classification: all other inputs but labels would not fit the new image."""
 
@@ -50,12 +72,21 @@ class _ImagesOnly(v2.Transform):
             TypeError: For boxes, masks, key points and videos, which cannot follow an image.
         """
         self._check_annotations(inputs)
+        flat, _ = tree_flatten(inputs)
+        self._refuse(_of_their_size(flat, self._images_among(flat)))
         return super().forward(*inputs)
 
     _way_out = ""
 
     def _check_annotations(self, inputs: tuple[Any, ...]) -> None:
-        names = [name for name in annotations_of(inputs) if self._refuses(name)]
+        self._refuse(annotations_of(inputs))
+
+    def _images_among(self, flat: list[Any]) -> list[Any]:
+        chosen = zip(flat, self._needs_transform_list(flat), strict=True)
+        return [value for value, is_image in chosen if is_image]
+
+    def _refuse(self, annotations: Sequence[str]) -> None:
+        names = [name for name in annotations if self._refuses(name)]
         if names:
             raise TypeError(
                 f"{', '.join(names)} cannot follow an image into a synthetic one. Use "
@@ -292,6 +323,7 @@ class MixSynthetic(_ImagesOnly):
             raise ValueError("`labels_getter` must return one of the tensors of the batch itself.")
         is_image = self._needs_transform_list([None if x is labels else x for x in flat])
         images = [value for value, chosen in zip(flat, is_image, strict=True) if chosen]
+        self._refuse(_of_their_size([x for x in flat if x is not labels], images))
         params = self.make_params([labels, *images])
         changed = [
             self.transform(value, params) if chosen or value is labels else value

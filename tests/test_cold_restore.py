@@ -186,6 +186,8 @@ def test_what_makes_no_sense_is_refused(always):
         always(2 * torch.eye(8).expand(3, 8, 8) - 1)
     with pytest.raises(TypeError, match="expected uint8, or floating point"):
         always(pixels(1).int())
+    with pytest.raises(TypeError, match=r"shape \(8, 8\) cannot follow an image"):
+        always(pixels()[0], torch.zeros(8, 8))
     with pytest.raises(TypeError, match="Mask cannot follow an image"):
         always(pixels(1), tv_tensors.Mask(torch.zeros(8, 8)))
     with pytest.raises(ValueError, match=r"must have one batch size, got \[2, 3\]"):

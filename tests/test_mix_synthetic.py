@@ -171,6 +171,11 @@ NEEDS = "`MixSynthetic` needs a batch, .* after `default_collate`.* by `synthaug
         (lambda x: (x[0], LABELS[0]), ValueError, r"int64 with shape \(\) as labels: " + NEEDS),
         (lambda x: ([Image.new("RGB", (5, 4))], LABELS), TypeError, "Got PIL images: " + NEEDS),
         (
+            lambda x: (x, LABELS, torch.zeros(8, *x.shape[-2:])),
+            TypeError,
+            r"a tensor of torch.float32 with shape \(8, 4, 5\) cannot follow an image",
+        ),
+        (
             lambda x: (tv_tensors.Image(x), LABELS, tv_tensors.Mask(x[:, 0])),
             TypeError,
             "Mask cannot follow an image",

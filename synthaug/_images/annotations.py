@@ -12,7 +12,8 @@ _NAMES = frozenset(
     (
         *("bbox", "bboxes", "boxes", "mask", "masks", "segmentation", "segmentation_mask"),
         *("semantic_mask", "instance_mask", "keypoint", "keypoints", "key_points", "landmarks"),
-        *("polygons", "objects", "depth", "flow"),
+        *("polygons", "polygon", "contours", "rects", "box", "objects", "depth", "flow"),
+        *("joints", "pose", "heatmaps", "segm", "segmentations", "seg_map", "annotations"),
     )
 )
 """Usual names of boxes, masks, key points and the like."""
