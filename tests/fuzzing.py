@@ -10,6 +10,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import time
@@ -58,6 +59,14 @@ ODD: tuple[Any, ...] = (
     *(json.loads("[" * 90 + "]" * 90), "\u202egnp.exe"),
 )
 """What a value in JSON is replaced with."""
+
+
+_RAW = re.compile(
+    r"unsupported operand|has no attribute|not (subscriptable|iterable|callable)|indices must be"
+    r"|NoneType|unhashable|positional argument|unexpected keyword|invalid literal for|not supported"
+    r" between|out of range|be interpreted as|object is not|argument must be|argument of type"
+)
+"""What Python says where a value is of another type than the code takes for granted."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +161,8 @@ def _unclear(error: BaseException) -> str:
         return f"{type(error).__name__} of foreign code, {where}: {text[:200]!r}"
     if not text or len(text) > 5000:
         return f"{type(error).__name__} with a message of {len(text)} characters"
+    if raw := _RAW.search(text):
+        return f"{type(error).__name__} with a text of Python's, {raw[0]!r}: {text[:300]!r}"
     if any(ord(c) < 32 and c not in "\n\t" for c in text):
         return f"{type(error).__name__} with control characters: {text[:200]!r}"
     return ""
@@ -446,6 +457,8 @@ def _export(folder: Path) -> Subject:
         synthaug.caches.export(cache, root / form, format=form)
 
     def use(path: Path) -> None:
+        told = "\n".join(synthaug.caches.forget([path], [3]).beyond)
+        assert not _RAW.search(told), told
         synthaug.caches.forget([path / "c.h5", path / "folder", path / "webdataset"], [3])
 
     return Subject(root, use, "*/*.[jt]*")
