@@ -29,7 +29,7 @@ import torch
 
 import synthaug
 from synthaug import OnTheFlyDataset, SynthCache, TrainingConfig
-from synthaug.errors import SynthaugError
+from synthaug.errors import CheckpointError, SynthaugError
 
 FORK = multiprocessing.get_context("fork")
 PATIENCE = 60.0
@@ -161,7 +161,8 @@ def _unclear(error: BaseException) -> str:
         return f"{type(error).__name__} of foreign code, {where}: {text[:200]!r}"
     if not text or len(text) > 5000:
         return f"{type(error).__name__} with a message of {len(text)} characters"
-    if raw := _RAW.search(text):
+    # Of a checkpoint its libraries know more than we do.
+    if (raw := _RAW.search(text)) and not isinstance(error, CheckpointError):
         return f"{type(error).__name__} with a text of Python's, {raw[0]!r}: {text[:300]!r}"
     if any(ord(c) < 32 and c not in "\n\t" for c in text):
         return f"{type(error).__name__} with control characters: {text[:200]!r}"

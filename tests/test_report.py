@@ -65,9 +65,11 @@ def test_a_file_that_is_no_such_report_is_refused_with_its_name_and_a_remedy(kin
         "it has format version 7, this version of synthaug reads 1": encode(
             {**record, "format_version": 7}
         ),
-        "it is damaged: TypeError: .*no_such_field": encode({**record, "no_such_field": 1}),
+        "it is damaged: it has 'no_such_field', which is no part of it": encode(
+            {**record, "no_such_field": 1}
+        ),
         r"its format is 'aaa.* \.\.\.\)": encode({"format": "a" * 10_000}),
-        "it is damaged: (Key|Type)Error": encode(
+        "it is damaged: it lacks '": encode(
             {k: v for k, v in record.items() if k.startswith("format")}
         ),
     }.items():

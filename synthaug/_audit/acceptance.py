@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from synthaug._support.reading import MAX_JSON
-from synthaug._support.report import DAMAGE, read_as
+from synthaug._support.report import DAMAGE, damage_of, read_as
 from synthaug.errors import AuditError
 
 FORMAT, FORMAT_VERSION = "synthaug-accepted-pairs", 1
@@ -114,7 +114,7 @@ def read_acceptance(path: str | os.PathLike[str]) -> Acceptance:
         return acceptance
     except (OSError, *DAMAGE) as error:
         raise AuditError(
-            f"{os.fspath(path)} holds no accepted pairs ({type(error).__name__}: {error}). Write "
+            f"{os.fspath(path)} holds no accepted pairs ({damage_of(error)}). Write "
             "it with the button of the report's page."
         ) from error
 

@@ -37,7 +37,7 @@ from synthaug._support.arguments import (
 )
 from synthaug._support.files import write_text
 from synthaug._support.reading import parse_json, read_text
-from synthaug._support.report import DAMAGE, decode, encode
+from synthaug._support.report import DAMAGE, damage_of, decode, encode
 from synthaug._types import Features, Indices, Pixels
 from synthaug.errors import DataError
 
@@ -136,7 +136,7 @@ class CanaryPlan:
         except FileNotFoundError:
             raise DataError(f"{path} does not exist. {remedy}") from None
         except (OSError, *DAMAGE) as error:
-            raise DataError(f"{path} is damaged ({error}). {remedy}") from error
+            raise DataError(f"{path} is damaged ({damage_of(error)}). {remedy}") from error
         if (name, version, recorded_digest) != (_FORMAT, 1, plan.digest):
             raise DataError(f"{path} is not a plan of canaries, or was changed. {remedy}")
         return plan

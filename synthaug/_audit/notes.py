@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from synthaug._audit.acceptance import Acceptance
 from synthaug._support.files import write_text
 from synthaug._support.locks import claimed
-from synthaug._support.report import DAMAGE, encode, read_as
+from synthaug._support.report import DAMAGE, damage_of, encode, read_as
 from synthaug._types import JSON
 from synthaug.errors import AuditError
 
@@ -90,8 +90,8 @@ def read_notes(path: Path | None) -> Notes:
         return notes
     except (OSError, *DAMAGE) as error:
         raise AuditError(
-            f"{path} does not hold the notes of audits ({type(error).__name__}: {error}). Restore "
-            "it, or delete it: then withdrawn rows cannot be ranked, and nothing is accepted."
+            f"{path} does not hold the notes of audits ({damage_of(error)}). Restore it, or "
+            "delete it: then withdrawn rows cannot be ranked, and nothing is accepted."
         ) from error
 
 

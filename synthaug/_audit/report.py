@@ -26,7 +26,7 @@ from synthaug._audit.tiers import (
 )
 from synthaug._audit.verdict_report import VerdictReport
 from synthaug._support.html import Part, checked_uri, thumbnails
-from synthaug._support.report import Report, decode, decode_array, decode_fields
+from synthaug._support.report import Report, decode, decode_array, decode_fields, made_of
 from synthaug._support.rows import whole_numbers
 from synthaug._types import JSON
 from synthaug.errors import AuditError
@@ -476,7 +476,8 @@ class AuditReport(VerdictReport):
                     raise ValueError(f"{name} and rows.row differ in length")
                 missing = _MISSING.get(name, np.nan)
                 values[name] = Spread(values[name], kept, rows["total"], missing)
-        return cls(**values)
+        report: AuditReport = made_of(cls, values)
+        return report
 
     def _check(self) -> None:
         """Refuses a report that no audit can have made.

@@ -9,7 +9,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args, get_origin
@@ -191,7 +191,7 @@ class Report(ABC):
             report._check()
             return report
         except DAMAGE as error:
-            problem = f"it is damaged: {type(error).__name__}: {error}"
+            problem = f"it is damaged: {damage_of(error)}"
             raise cls._refused(path, problem) from error
 
     def _check(self) -> None:
@@ -240,8 +240,7 @@ def decode(kind: Any, value: Any, name: str = "") -> Any:
         name: Where the value stands in its file, for messages.
 
     Raises:
-        TypeError: If a dataclass lacks a field, or has no such field.
-        ValueError: If another value does not fit.
+        ValueError: If a value does not fit, or a dataclass lacks a field, or has no such field.
         OverflowError: If a number is too large.
     """
     origin, arguments = get_origin(kind), get_args(kind)
@@ -259,8 +258,7 @@ def decode(kind: Any, value: Any, name: str = "") -> Any:
     if isinstance(kind, type) and issubclass(kind, AbstractArray):
         return decode_array(kind.dtypes[0], value, name)
     if is_dataclass(kind):
-        make: Any = kind
-        return make(**decode_fields(kind, value, name))
+        return made_of(kind, decode_fields(kind, value, name), name)
     if origin is dict:
         items = _typed(dict, value, name).items()
         return {k: decode(arguments[1], v, f"{name}.{k}") for k, v in items}
@@ -281,6 +279,15 @@ DAMAGE = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
 """What decoding raises for a file that somebody changed."""
 
 
+def damage_of(error: Exception) -> str:
+    """Says in words what `DAMAGE`, or the system, found: Python's about types help no reader."""
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
+    if isinstance(error, AttributeError | IndexError | TypeError) and "`" not in str(error):
+        return "a value in it is of another kind than it should be"
+    return str(error)
+
+
 def read_kept(kind: Any, path: StrPath) -> Any:
     """Reads what an earlier run of the same job kept in a file; see `decode`.
 
@@ -290,7 +297,9 @@ def read_kept(kind: Any, path: StrPath) -> Any:
     try:
         return decode(kind, parse_json(read_text(path)))
     except (OSError, *DAMAGE) as error:
-        raise DataError(f"{path} is damaged: {error!r}. Delete it and run again.") from error
+        raise DataError(
+            f"{path} is damaged: {damage_of(error)}. Delete it and run again."
+        ) from error
 
 
 def read_as(kind: Any, path: StrPath, format_and_version: tuple[str, int], limit: int) -> Any:
@@ -313,6 +322,17 @@ def decode_fields(kind: Any, record: Any, name: str = "") -> dict[str, Any]:
     hints = {field.name: field.type for field in fields(kind)}
     items = _typed(dict, record, name).items()
     return {k: decode(hints.get(k, Any), v, f"{name}.{k}".lstrip(".")) for k, v in items}
+
+
+def made_of(kind: Any, values: Mapping[str, Any], name: str = "") -> Any:
+    """Makes a dataclass; a ValueError says which field `values` lacks, or has too many."""
+    known = {field.name: field for field in fields(kind) if field.init}
+    if unknown := values.keys() - known:
+        raise ValueError(f"{name or 'it'} has {min(unknown)!r}, which is no part of it")
+    needed = {n for n, f in known.items() if f.default is f.default_factory is MISSING}
+    if lacking := needed - values.keys():
+        raise ValueError(f"{name or 'it'} lacks {min(lacking)!r}")
+    return kind(**values)
 
 
 def decode_array(dtype: DTypeLike, values: Any, name: str) -> Array:
