@@ -15,6 +15,7 @@ import fsspec
 import pytest
 import torch
 from boto3.s3.transfer import TransferConfig
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from moto.server import ThreadedMotoServer
 from PIL import Image
@@ -508,6 +509,26 @@ def test_two_jobs_that_write_one_object_do_not_overwrite_each_other(
     with monkeypatch.context() as patch:  # the other job made the same: nothing is wrong
         blind(patch, S3FileSystem)
         caches.upload(path, url)
+
+
+def test_two_jobs_that_write_one_file_by_url_do_not_overwrite_each_other(
+    local: SynthCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "shared" / "images.h5"
+    url = target.as_uri()
+    target.parent.mkdir()
+    target.write_bytes(b"of the other job")
+    with monkeypatch.context() as patch:
+        blind(patch, LocalFileSystem)
+        with pytest.raises(CacheError, match=r"images.h5 exists already, and is not .*Nothing was"):
+            caches.upload(local.path, url)
+    assert target.read_bytes() == b"of the other job"
+    caches.upload(local.path, url, overwrite=True)
+    assert target.read_bytes() == local.path.read_bytes()
+    assert [path.name for path in target.parent.iterdir()] == ["images.h5"]
+    with monkeypatch.context() as patch:  # the other job made the same: nothing is wrong
+        blind(patch, LocalFileSystem)
+        caches.upload(local.path, url)
 
 
 def test_a_store_that_knows_no_conditions_is_written_without(

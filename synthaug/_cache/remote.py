@@ -7,15 +7,16 @@ import logging
 import math
 import os
 import re
+import shutil
 import time
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from synthaug._cache.files import check_room
+from synthaug._cache.files import check_room, new_file
 from synthaug._support.extras import from_extra
 from synthaug._support.files import whole_file, write_text
 from synthaug._support.locks import claimed
@@ -175,8 +176,6 @@ def deliver(part: Path, url: str) -> None:
 def _put(path: Path, url: str, overwrite: bool) -> dict[str, Any]:
     """Makes an object of a file unless it is there, compares both, and returns its mark."""
     store, name, url = _store(url)
-    from fsspec.implementations.local import LocalFileSystem
-
     there = _object(store, name, url)
     same = there is not None and _holds(store, name, url, there, path)
     if there is not None and not same and not overwrite:
@@ -184,8 +183,6 @@ def _put(path: Path, url: str, overwrite: bool) -> dict[str, Any]:
     if not same:
         try:
             with _asking(url):
-                if isinstance(store, LocalFileSystem):  # others have no folders that must be made
-                    os.makedirs(os.path.dirname(name), exist_ok=True)
                 _send(store, path, name, new=there is None)
                 there = _identity(store, name)
         except CacheError:
@@ -207,9 +204,14 @@ def _put(path: Path, url: str, overwrite: bool) -> dict[str, Any]:
 def _send(store: Any, path: Path, name: str, *, new: bool) -> None:
     """Uploads a file; a new object fails if another job made it meanwhile, where stores can tell.
 
-    S3 and Google's decide it themselves, by `If-None-Match: *` and `ifGenerationMatch=0`; of others
-    fsspec looks once more just before.
+    S3 and Google's decide it themselves, by `If-None-Match: *` and `ifGenerationMatch=0`, and file
+    systems by the name, which is given once; of others fsspec looks once more just before.
     """
+    from fsspec.implementations.local import LocalFileSystem
+
+    if isinstance(store, LocalFileSystem):
+        _copy_file(path, Path(name), new=new)
+        return
     put = getattr(store, "_put_file", store.put_file)
     if new and "mode" in signature(put).parameters:
         try:
@@ -219,6 +221,16 @@ def _send(store: Any, path: Path, name: str, *, new: bool) -> None:
             if error.errno != errno.ENOSYS:  # 501, of stores that know no conditions
                 raise
     store.put_file(os.fspath(path), name)
+
+
+def _copy_file(path: Path, target: Path, *, new: bool) -> None:
+    """Copies to where a `file://` URL leads, in one step for whoever reads there; a CacheError if
+    the name of a new file was taken meanwhile."""
+    with ExitStack() as stack:
+        source = stack.enter_context(path.open("rb"))
+        opened = stack.enter_context(new_file(target) if new else whole_file(target))
+        with open(opened, "wb", closefd=not new) as copy:
+            shutil.copyfileobj(source, copy, _BLOCK)
 
 
 def _object(store: Any, name: str, url: str) -> dict[str, Any] | None:
@@ -416,6 +428,8 @@ def _asking(url: str) -> Iterator[None]:
     """Names the URL in whatever a store raises; each kind has errors of its own."""
     try:
         yield
+    except CacheError:  # of a file system, and named already
+        raise
     except Exception as error:
         raise _unreachable(url, error) from error
 
