@@ -188,13 +188,15 @@ def test_masks_and_boxes_are_resized_as_their_image() -> None:
         assert found[1, 0] == found[1, 2] == 0  # cut away: an empty box
     whole = tv_tensors.BoundingBoxes(box, format="XYXY", canvas_size=(21, 33))
     assert fit(Image.fromarray(image), whole)[1].dtype == torch.int64
-    turned = tv_tensors.BoundingBoxes(torch.zeros(1, 5), format="XYWHR", canvas_size=(21, 33))
-    for wrong, text in (
-        (turned, "upright boxes"),
-        (tv_tensors.Video(torch.zeros(1, 3, 4, 4)), "a V"),
-    ):
+    wrong: list[tuple[Any, str]] = [(tv_tensors.Video(torch.zeros(1, 3, 4, 4)), "a Video")]
+    if hasattr(tv_tensors, "KeyPoints"):  # and turned boxes, since torchvision 0.23
+        corner = torch.zeros(1, 5)
+        turned = tv_tensors.BoundingBoxes(corner, format="XYWHR", canvas_size=(21, 33))
+        points = tv_tensors.KeyPoints(torch.zeros(1, 2), canvas_size=(21, 33))
+        wrong += [(turned, "upright boxes"), (points, "a KeyPoints. Leave it out")]
+    for value, text in wrong:
         with pytest.raises(TypeError, match=text):
-            fit(Image.fromarray(image), wrong)
+            fit(Image.fromarray(image), value)
 
 
 def test_albumentations_resizes_masks_as_their_image() -> None:

@@ -495,7 +495,9 @@ def test_two_jobs_that_write_one_object_do_not_overwrite_each_other(
         shape, plan = (3, 128, 128), plan_of((70, 70, 80))
         empty = {"image_shape": shape, "manifest": {"recipe": Noise().recipe()}}
         path = SynthCache.create(tmp_path / "large.h5", plan, **empty).path  # type: ignore[arg-type]
-        monkeypatch.setattr("s3fs.core.calculate_chunksize", lambda *_, **__: 5 * 2**20)
+        # Older s3fs has no such function, and sends these bytes at once.
+        chunks = "s3fs.core.calculate_chunksize"
+        monkeypatch.setattr(chunks, lambda *_, **__: 5 * 2**20, raising=False)
         assert path.stat().st_size > 2 * 5 * 2**20
     key = url.removeprefix("s3://bucket/")
     client.put_object(Bucket="bucket", Key=key, Body=b"of the other job")

@@ -58,11 +58,17 @@ def clip_tokenizer(path: Path) -> Any:
 
 
 def t5_tokenizer() -> Any:
-    from transformers import T5Tokenizer
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import T5TokenizerFast
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     pieces += [(letter, -2.5) for letter in LETTERS]
-    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=16)
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    return T5TokenizerFast(tokenizer_object=tokenizer, extra_ids=0, model_max_length=16)
 
 
 def word_tokenizer() -> Any:

@@ -339,9 +339,7 @@ def new_hdf5(
     Since version 1.10 HDF5 protects its metadata with checksums, so damage there is noticed too.
     """
     attributes = {"format": FORMAT, "manifest": manifest, "plan_digest": plan_digest}
-    with h5py.File(
-        target, "w", libver=("v110", "v110"), alignment_threshold=1, alignment_interval=alignment
-    ) as file:
+    with _new_file(target, alignment) as file:
         attributes["manifest_digest"] = text_digest(manifest)
         version = FORMAT_VERSION
         if encoded is not None:
@@ -352,8 +350,27 @@ def new_hdf5(
             data = text.encode()
             file.attrs.create(name, data, dtype=h5py.string_dtype("utf-8", len(data)))
         file.attrs.create("format_version", version, dtype="<i8")
-        file.create_group("plan")
+        h5py.h5g.create(file.id, b"plan", gcpl=_timeless(h5py.h5p.GROUP_CREATE))
         yield file
+
+
+def _new_file(target: io.RawIOBase, alignment: int) -> h5py.File:
+    """An empty HDF5 file in the format of version 1.10."""
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+    access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
+    access.set_alignment(1, alignment)
+    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, target)
+    created = _timeless(h5py.h5p.FILE_CREATE)
+    return h5py.File(h5py.h5f.create(b"cache", h5py.h5f.ACC_TRUNC, created, access))
+
+
+def _timeless(kind: Any) -> Any:
+    """Properties of what is created, without the time, which HDF5 before 2.0 keeps by default:
+    equal caches are equal files."""
+    properties = h5py.h5p.create(kind)
+    properties.set_obj_track_times(False)
+    return properties
 
 
 def mark_sealed(file: h5py.File) -> None:
@@ -365,11 +382,10 @@ def _allocate(
     file: h5py.File, sets: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
 ) -> dict[str, int]:
     """Gives every data set its place in the file, and returns the places."""
-    contiguous = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    contiguous = _timeless(h5py.h5p.DATASET_CREATE)
     contiguous.set_layout(h5py.h5d.CONTIGUOUS)
     contiguous.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     contiguous.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # the reserved file is zero already
-    contiguous.set_obj_track_times(False)  # equal caches are equal files
     offsets = {}
     for name, (dtype, shape) in sets.items():
         created = h5py.h5d.create(
