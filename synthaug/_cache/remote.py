@@ -11,7 +11,7 @@ import shutil
 import time
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -226,11 +226,12 @@ def _send(store: Any, path: Path, name: str, *, new: bool) -> None:
 def _copy_file(path: Path, target: Path, *, new: bool) -> None:
     """Copies to where a `file://` URL leads, in one step for whoever reads there; a CacheError if
     the name of a new file was taken meanwhile."""
-    with ExitStack() as stack:
-        source = stack.enter_context(path.open("rb"))
-        opened = stack.enter_context(new_file(target) if new else whole_file(target))
-        with open(opened, "wb", closefd=not new) as copy:
-            shutil.copyfileobj(source, copy, _BLOCK)
+    if new:
+        with new_file(target) as fd, open(fd, "wb", closefd=False) as copy, path.open("rb") as file:
+            shutil.copyfileobj(file, copy, _BLOCK)
+    else:
+        with whole_file(target) as temporary:
+            shutil.copyfile(path, temporary)
 
 
 def _object(store: Any, name: str, url: str) -> dict[str, Any] | None:
