@@ -5,6 +5,7 @@ import zlib
 from typing import Any, Literal, final
 
 import numpy as np
+import torch
 from torch.utils.data import get_worker_info
 
 from synthaug._cache.serving import Verdicts
@@ -50,7 +51,10 @@ class _OnImages(ImageOnlyTransform):
     """Base of both transforms: own random draws, images alone, and descriptions by path."""
 
     _refused = _CANNOT_FOLLOW
-    _way_out = ""
+    _refusal = (
+        "`{}` cannot follow an image into a synthetic variant. Use this transform for "
+        "classification only."
+    )
 
     def should_apply(self, force_apply: bool = False) -> bool:
         """Draws whether to change."""
@@ -62,10 +66,7 @@ class _OnImages(ImageOnlyTransform):
         """Draws nothing; refuses boxes, masks, key points and volumes, which would not fit."""
         del params
         for name in sorted(name for name in self._refused if data.get(name) is not None):
-            raise TypeError(
-                f"`{name}` cannot follow an image into a synthetic variant. Use this transform for "
-                f"classification only{self._way_out}."
-            )
+            raise TypeError(self._refusal.format(name))
         return {}
 
     def _uniform(self) -> float:
@@ -192,10 +193,12 @@ class Fit(_OnImages):
             SyntheticVariant("variants.h5", p=0.5, audit="audit.json"),
         ])
 
-    Masks follow their image without new values; boxes and key points are a TypeError.
+    Masks follow their image without new values. Boxes are moved and cut at its border, and those
+    that are gone are left out; give `A.Compose` its `bbox_params`. Key points are a TypeError.
     """
 
-    _refused = _CANNOT_FOLLOW - {"mask", "masks"}
+    _refused = _OTHER_INPUTS | {"keypoints"}
+    _refusal = "`{}` cannot be resized by `Fit`. Leave it out."
 
     def __init__(self, image_shape: ImageShape) -> None:
         """Takes the argument of `synthaug.transforms.Fit`, with the same errors."""
@@ -210,7 +213,7 @@ class Fit(_OnImages):
 
     @property
     def targets(self) -> dict[str, Any]:
-        """Images, and masks, which are resized by the nearest pixel."""
+        """Images, masks, which are resized by the nearest pixel, and boxes."""
 
         def mask(mask: Any, **params: Any) -> Any:
             del params
@@ -220,7 +223,17 @@ class Fit(_OnImages):
             del params
             return np.stack([self._conform.masked(one) for one in masks])
 
-        return {**super().targets, "mask": mask, "masks": masks}
+        def boxes(boxes: Any, shape: tuple[int, ...], **params: Any) -> Any:
+            """Boxes (n, 4 or more), the first four in shares of the width and the height."""
+            del params
+            old, new = shape[:2], self.image_shape[1:]
+            corners = torch.from_numpy(boxes[:, :4] * [*old[::-1], *old[::-1]])
+            moved = self._conform.boxed(corners, (old[0], old[1])).numpy()
+            left = (moved[:, 2:] > moved[:, :2]).all(axis=1)
+            shares = (moved / [*new[::-1], *new[::-1]]).astype(boxes.dtype)
+            return np.hstack([shares, boxes[:, 4:]])[left]
+
+        return {**super().targets, "mask": mask, "masks": masks, "bboxes": boxes}
 
 
 @final
@@ -247,7 +260,10 @@ class SyntheticVariant(_OnImages):
     workers and epochs differ, and `torch.manual_seed` before the first epoch fixes them all.
     """
 
-    _way_out = ", or give `min_edge_agreement`"
+    _refusal = (
+        "`{}` cannot follow an image into a synthetic variant. Use this transform for "
+        "classification only, or give `min_edge_agreement`."
+    )
 
     def __init__(
         self,

@@ -140,7 +140,7 @@ INSIDES = {  # the rooms into which a test, or what several tests share, may loo
     "test_large_plans": {"_audit", "_cache", "_plan"},
     "test_layout": {"_support", "synthesizers"},
     "test_low_density": {"synthesizers"},
-    "test_masks": {"_pixels"},
+    "test_masks": {"_images", "_pixels"},
     "test_membership": {"_audit"},
     "test_metrics": {"metrics"},
     "test_noise": {"_noise"},

@@ -12,6 +12,7 @@ in front of it that says why:
 
 import contextlib
 import functools
+import json
 import re
 import shlex
 import shutil
@@ -89,6 +90,7 @@ SMALLER = {  # sizes and weights that the stand-ins do not have
     "docs/selection.md": {'rules = ["label", "support", "distinct", "k-center"]': "rules = []"},
     "docs/low_density.md": {"components=64": "components=2"},
     "docs/masks.md": {  # networks of two steps keep no outlines
+        "[4, 8, 30, 60]": "[1, 2, 6, 7]",
         "min_edge_agreement=0.8": "min_edge_agreement=0.01",
         "--min-edge-agreement 0.8": "--min-edge-agreement 0.01",
         "image_size=64": "image_size=8",
@@ -184,6 +186,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_images(folder / "scenes" / part, 12)
     for path in (folder / "scenes/masks").rglob("*.png"):
         Image.open(path).convert("L").save(path)
+    photos = sorted((folder / "scenes/images").rglob("*.png"))
+    entries = [
+        {"id": i, "file_name": path.relative_to(folder / "scenes/images").as_posix()}
+        | dict(zip(("width", "height"), Image.open(path).size, strict=True))
+        for i, path in enumerate(photos)
+    ]
+    boxes = [{"image_id": i, "category_id": 1, "bbox": [1, 1, 5, 4]} for i in range(len(photos))]
+    coco = {"images": entries, "annotations": boxes, "categories": [{"id": 1, "name": "paw"}]}
+    (folder / "scenes/instances.json").write_text(json.dumps(coco))
     torch.jit.save(torch.jit.script(Encoder()), folder / "encoder.pt")
     torch.jit.save(torch.jit.script(Judge().eval()), folder / "classifier.pt")
     write_stable_diffusion(folder / "stable-diffusion-v1-5", longest_prompt=32)

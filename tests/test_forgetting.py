@@ -184,7 +184,7 @@ def test_masks_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.M
         assert os.listdir(tmp_path) == ["c.h5"]
 
     refused(ValueError, "`masks` has 1 masks, and `real` has 2 images", zeros[:1])
-    refused(ValueError, "takes no `masks`. Use 'folder' or 'webdataset'", zeros, "huggingface")
+    refused(ValueError, "takes no `masks` or boxes. Use 'folder' or", zeros, "huggingface")
     refused(ValueError, "takes no `masks`", zeros, "hdf5")
     refused(DataError, r"Mask 0 is int64 \(4, 8\), expected integers \(8, 8\)", zeros[:, :4])
     refused(DataError, "Mask 0 is float64", zeros.astype(float))

@@ -1,19 +1,26 @@
 """Masks and boxes of real images, beside variants of them: in files, resized, and exported."""
 
+import hashlib
 import json
+import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import albumentations as A
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import ConcatDataset, Subset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from synthaug import Plan, SynthCache, albumentations, load_dataset
+from synthaug._images.masks import MaskFiles
+from synthaug._images.source import ImageSource
 from synthaug._pixels import digest
-from synthaug.caches import SourceMasks, export
+from synthaug.caches import SourceMasks, export, forget
 from synthaug.errors import CacheError, DataError, MismatchError
 from synthaug.images import LabeledImages
 from synthaug.transforms import Fit, SyntheticVariant
@@ -109,6 +116,159 @@ def test_masks_in_a_folder_follow_their_images_into_an_export(
     boxes = export(cache, tmp_path / "boxes", format="huggingface", masks=SourceMasks(real))
     assert len(list(boxes.rglob("*.png"))) == 4
     assert not list(boxes.rglob("*mask*"))
+
+
+def coco(photos: Path, path: Path) -> Path:
+    """A COCO file with the bright rectangle of each photo, and a box that is cut away."""
+    images, annotations = [], list[dict[str, Any]]()
+    for number, (width, height) in enumerate(SIZES):
+        name = f"{number}.jpg" if number else "cat/0.jpg"  # bare, or with the folder
+        images.append({"id": 70 + number, "file_name": name, "width": width, "height": height})
+        left, top = width // 4, height // 4
+        box = [left, top, width // 2 + number - left, height // 2 + number - top]
+        for bbox in (box, [0, 0, 0.5, 0.5]):
+            owner = {"image_id": 70 + number, "category_id": 7 + number, "iscrowd": number % 2}
+            annotations.append({"id": len(annotations), "bbox": bbox, **owner})
+    names = [{"id": 7 + number, "name": f"thing {number}"} for number in range(4)]
+    record = {"images": images, "annotations": annotations, "categories": names}
+    path.write_text(json.dumps(record))
+    return path
+
+
+class Detections:
+    """As torchvision's `CocoDetection`, which needs pycocotools: images and their boxes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.coco = root, json.loads((root / "annotations.json").read_text())
+
+    def __len__(self) -> int:
+        return len(self.coco["images"])
+
+    def __iter__(self) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
+        for about in self.coco["images"]:
+            boxes = [one for one in self.coco["annotations"] if one["image_id"] == about["id"]]
+            with Image.open(self.root / about["file_name"]) as image:
+                yield np.asarray(image), boxes
+
+
+def test_boxes_in_a_coco_file_follow_their_images_into_an_export(
+    folders: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    photos, masks = folders
+    real = load_dataset(f"folder:{photos}", image_shape=SHAPE)
+    cache = variants(tmp_path / "c.h5", real)
+    sources = SourceMasks(real, masks, boxes=coco(photos, tmp_path / "instances.json"))
+    assert "4 of 8 boxes are left out" in caplog.text
+    out = export(cache, tmp_path / "out", format="folder", masks=sources)
+    written = Detections(out)
+    assert len(written) == 4
+    for image, (box,) in written:
+        left, top, width, height = box["bbox"]
+        across, down = np.arange(16) + 0.5 - left, np.arange(16) + 0.5 - top
+        within = ((down > 0) & (down < height))[:, None] & ((across > 0) & (across < width))
+        assert ((image[..., 0] > 90) == within).mean() > 0.9
+        assert box["iscrowd"] == (box["category_id"] - 7) % 2
+        assert box["area"] == pytest.approx(width * height, abs=0.01)
+    assert [one["name"] for one in written.coco["categories"]] == [f"thing {i}" for i in range(4)]
+    tars = export(cache, tmp_path / "tars", format="webdataset", masks=sources)
+    with tarfile.open(tars / "000000.tar") as archive:
+        names = archive.getnames()
+        files = [archive.extractfile(name) for name in names if name.endswith(".json")]
+        packed = [json.load(file)["objects"] for file in files if file is not None]
+    assert [one["category"] for (one,) in packed] == [f"thing {i}" for i in range(4)]
+    assert [one["bbox"] for (one,) in packed] == [box["bbox"] for _, (box,) in written]
+    assert sum(name.endswith(".mask.png") for name in names) == 4
+
+    good = (out / "annotations.json").read_text()
+    (out / "annotations.json").write_text(good[:-9])
+    with pytest.raises(CacheError, match=r"annotations\.json is damaged"):  # before one is deleted
+        forget([out], real.read([2]))
+    (out / "annotations.json").write_text(good)
+    assert len(list(out.rglob("*.png"))) == 8
+    assert forget([out], real.read([2]))[out] == 1  # images and boxes go together
+    left_over = Detections(out)
+    assert [box["category_id"] for _, (box,) in left_over] == [7, 8, 10]
+    described = json.loads((out / "croissant.json").read_text())["distribution"]
+    stated = {one["@id"]: one.get("sha256") for one in described}["annotations.json"]
+    assert stated == hashlib.sha256((out / "annotations.json").read_bytes()).hexdigest()
+
+
+def test_boxes_in_a_list_are_those_of_the_export_and_the_shell_takes_a_file(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    photos, _ = folders
+    real = load_dataset(f"folder:{photos}", image_shape=SHAPE)
+    cache = variants(tmp_path / "c.h5", real)
+    corners = tv_tensors.BoundingBoxes([[1, 2, 5, 9]], format="XYXY", canvas_size=(16, 16))
+    listed: list[Any] = [{"boxes": corners, "labels": torch.tensor([3])}] * 3
+    listed.append({"boxes": [], "labels": []})
+    sources = SourceMasks(real, boxes=listed)
+    out = export(cache, tmp_path / "out", format="folder", masks=sources)
+    boxes = [found for _, found in Detections(out)]
+    assert [len(found) for found in boxes] == [1, 1, 1, 0]
+    assert boxes[0][0]["bbox"] == [1, 2, 4, 7]
+    assert not (out / "masks").exists()
+    file = coco(photos, tmp_path / "instances.json")
+    command = ("cache", "export", cache.path, tmp_path / "shell", "--format", "folder")
+    assert "`--real` is missing" in fail(2, *command, "--boxes", file)
+    run(*command, "--real", f"folder:{photos}", "--boxes", file)
+    assert len(Detections(tmp_path / "shell")) == 4
+
+
+def test_boxes_that_do_not_fit_are_refused_before_any_work(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    photos, _ = folders
+    real = load_dataset(f"folder:{photos}", image_shape=SHAPE)
+    good = json.loads(coco(photos, tmp_path / "instances.json").read_text())
+
+    def refused(kind: type[Exception], text: str, boxes: Any, of: Any = real) -> None:
+        with pytest.raises(kind, match=text):
+            SourceMasks(of, boxes=boxes)
+
+    def file(**change: Any) -> Path:
+        (tmp_path / "changed.json").write_text(json.dumps({**good, **change}))
+        return tmp_path / "changed.json"
+
+    def listed(boxes: Any = ((1, 2, 5, 9),), labels: Any = (0,)) -> list[dict[str, Any]]:
+        return [{"boxes": boxes, "labels": labels}] * 4
+
+    memory = LabeledImages(real.read(range(4)), real.labels, real.classes)
+    refused(ValueError, "was not read from files by `load_dataset`", file(), memory)
+    refused(ValueError, "`boxes` is for 3 images, and `real` has 4", listed()[:3])
+    refused(DataError, "`boxes` 0 is no dict with", [[[1, 2, 5, 9]]] * 4)
+    refused(DataError, r"has boxes \(1, 4\) and labels int64 \(2,\)", listed(labels=[0, 1]))
+    refused(DataError, "expected left, top, right and bottom", listed([[9, 9, 3, 3]]))
+    refused(DataError, "of an image of 16x16", listed([[0, 0, 20, 20]]))
+    wide = tv_tensors.BoundingBoxes([[1, 2, 5, 9]], format="XYWH", canvas_size=(16, 16))
+    refused(DataError, "has the format XYWH. Convert it to XYXY", listed(wide))
+    refused(DataError, r"none\.json' cannot be read: No such file", tmp_path / "none.json")
+    refused(DataError, "is no COCO file of boxes .*`annotations`", file(annotations=None))
+    unnamed = file(categories=good["categories"][:1])
+    refused(DataError, r"is no COCO file of boxes \(KeyError: 8\)", unnamed)
+    fewer = file(images=good["images"][:3])
+    refused(DataError, r"does not name .*3\.jpg, neither as 'dog/3\.jpg' nor as '3\.jpg'", fewer)
+    turned = [{**entry, "width": entry["height"]} for entry in good["images"]]
+    refused(MismatchError, r"0\.jpg is 20x20, and it is 24x20, upright", file(images=turned))
+    cache = variants(tmp_path / "c.h5", real)
+    sources = SourceMasks(real, boxes=listed())
+    with pytest.raises(ValueError, match=r"takes no `masks` or boxes\. Use 'folder'"):
+        export(cache, tmp_path / "out", format="huggingface", masks=sources)
+
+
+def test_masks_in_a_folder_are_found_for_parts_of_data_sets(folders: tuple[Path, Path]) -> None:
+    photos, masks = folders
+    real = load_dataset(f"folder:{photos}", image_shape=SHAPE)
+    whole = MaskFiles(masks, ImageSource.open(real))
+    part: Any = ConcatDataset([Subset(real, [3, 1]), Subset(real, [2])])
+    chosen = MaskFiles(masks, ImageSource.open(part))
+    assert len(chosen) == 3
+    for place, row in enumerate((3, 1, 2)):
+        assert np.array_equal(chosen[place], whole[row])
+    assert SourceMasks(part, masks).has_masks
+    memory = LabeledImages(real.read(range(4)), real.labels, real.classes)
+    with pytest.raises(ValueError, match="was not read from files"):
+        SourceMasks(ConcatDataset([real, memory]), masks)
 
 
 def test_the_shell_exports_masks_and_counts_what_it_leaves_out(
@@ -207,8 +367,30 @@ def test_albumentations_resizes_masks_as_their_image() -> None:
     assert np.array_equal(fit(image=image, masks=[mask, mask])["masks"], [ours, ours])
     deep = fit(image=image, mask=mask[..., None].repeat(2, 2))["mask"]
     assert np.array_equal(deep, ours[..., None].repeat(2, 2))
-    with pytest.raises(TypeError, match="`bboxes` cannot follow"):
-        fit(image=image, bboxes=np.zeros((1, 4)))
+    with pytest.raises(TypeError, match=r"`keypoints` cannot be resized by `Fit`\. Leave"):
+        fit(image=image, keypoints=np.zeros((1, 2)))
+
+
+@pytest.mark.parametrize("form", ["pascal_voc", "coco", "yolo"])
+def test_albumentations_moves_boxes_as_torchvision_does(form: Any) -> None:
+    corners = torch.tensor([[8.0, 5, 19, 13], [0, 0, 3, 21], [20, 2, 33, 20]])
+    forms = {"pascal_voc": "XYXY", "coco": "XYWH", "yolo": "CXCYWH"}
+
+    def boxes(of: Any, size: tuple[int, int]) -> Any:
+        given = tv_tensors.BoundingBoxes(of, format="XYXY", canvas_size=size)
+        as_asked = v2.functional.convert_bounding_box_format(given, new_format=forms[form])
+        scale = np.array([*size[::-1], *size[::-1]] if form == "yolo" else [1] * 4)
+        return as_asked.as_subclass(torch.Tensor).numpy() / scale
+
+    params = A.BboxParams(format=form, label_fields=["labels"])
+    pipeline = A.Compose([albumentations.Fit(SHAPE)], bbox_params=params)
+    image = scene(33, 21, 3)[0]
+    found = pipeline(image=image, bboxes=boxes(corners, (21, 33)), labels=[1, 2, 3])
+    whole = tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=(21, 33))
+    kept = Fit(SHAPE)(whole).as_subclass(torch.Tensor)[[0, 2]]  # the second is cut away
+    np.testing.assert_allclose(found["bboxes"], boxes(kept, (16, 16)), rtol=1e-5)
+    assert found["labels"] == [1, 3]
+    assert pipeline(image=image, bboxes=np.zeros((0, 4)), labels=[])["bboxes"].shape == (0, 4)
 
 
 def test_a_loader_gives_variants_with_the_masks_of_photos_of_any_size(

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from synthaug._cache.citations import cite
+from synthaug._cache.exported import ANNOTATIONS
 from synthaug._cache.licenses import noncommercial_parts
 from synthaug._cache.store import SynthCache
 from synthaug._printable import printable_line
@@ -23,6 +24,10 @@ from synthaug._support.reading import open_regular, parse_json, read_text
 from synthaug._types import Indices
 from synthaug.errors import CacheError
 
+_FROM_SOURCES = (
+    " Masks and boxes are those of the real images that these were made from; how well the edges "
+    "of both agree was measured, image by image."
+)
 _PARTS = {"generator": "the generator", "source": "the real images that it learned from"}
 _CONTEXT: dict[str, Any] = {
     "@language": "en",
@@ -88,7 +93,7 @@ class Facts:
     """Rows of the cache that are exported, int64, ascending."""
     audit: Judged | None
     masks: bool = False
-    """Whether masks lie beside the images."""
+    """Whether masks or boxes of the sources are beside the images."""
 
     @property
     def about(self) -> str:
@@ -214,6 +219,8 @@ def croissant(facts: Facts, folder: Path) -> str:
     recipe = cache.manifest["recipe"]
     records = folder / "provenance.jsonl"
     files = [_file_object(records, "application/jsonlines")] if records.exists() else []
+    if (boxes := folder / ANNOTATIONS).exists():
+        files.append(_file_object(boxes, "application/json"))
     tars = [_file_object(path, "application/x-tar") for path in sorted(folder.glob("*.tar"))]
     images: dict[str, Any] = {
         "@type": "cr:FileSet",
@@ -249,6 +256,7 @@ def croissant(facts: Facts, folder: Path) -> str:
             "rai:dataCollectionType": "Synthetic data",
             "rai:dataAnnotationProtocol": (
                 "Labels are the classes that the model was asked for. No person has checked them."
+                + _FROM_SOURCES * facts.masks
             ),
             "rai:dataBiases": (
                 "The images inherit what the generator has learned and left out of its training "

@@ -4,6 +4,7 @@ A folder may be a stranger's, so a record deletes nothing but what an export wri
 a class folder, called by the row of the record. All records are read before one file is deleted.
 """
 
+import json
 import re
 import tarfile
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ SHAPE = "image_shape"
 """Where the manifest of an export has (C, H, W) of its images."""
 RECORDS = "provenance.jsonl"
 """The file in class folders that says what each image was made from."""
+ANNOTATIONS = "annotations.json"
+"""The file of an export that has the boxes in its images, as COCO has them."""
 FILE = "file_name"
 """Where a record names its image."""
 MASK_FILE = "mask_file_name"
@@ -84,11 +87,36 @@ def take_out(records: Path, keys: set[int]) -> tuple[int, set[Path]]:
         for file in files:
             _check_plain(records.parent, file, where)
         gone.append(files)
-    for file in (file for files in gone for file in files):
+    boxes = _annotations(records.with_name(ANNOTATIONS)) if gone else None
+    erased = {file for files in gone for file in files}
+    for file in erased:
         file.unlink(missing_ok=True)
-    if gone:
+    if boxes is not None:
+        names = {file.relative_to(records.parent).as_posix() for file in erased}
+        write_text(records.with_name(ANNOTATIONS), _without(boxes, names))
+    if gone:  # last: after a kill they still say what is to be deleted
         write_text(records, "".join(f"{line}\n" for line in stay))
     return len(gone), stay_files
+
+
+def _annotations(path: Path) -> dict[str, Any] | None:
+    """The boxes of an export; `None` if it has none."""
+    if not path.exists():
+        return None
+    try:
+        content = parse_json(read_text(path, 2**34))
+        _without(content, set())
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(str(path), "it is no COCO file of images and boxes") from error
+    return dict(content)
+
+
+def _without(boxes: dict[str, Any], names: set[str]) -> str:
+    """The text of a COCO file without some images, by their names, and without their boxes."""
+    numbers = {one["id"] for one in boxes["images"] if one["file_name"] in names}
+    images = [one for one in boxes["images"] if one["id"] not in numbers]
+    rest = [one for one in boxes["annotations"] if one["image_id"] not in numbers]
+    return json.dumps({**boxes, "images": images, "annotations": rest})
 
 
 def take_out_of_tar(path: Path, keys: set[int]) -> tuple[int, bool]:

@@ -20,7 +20,7 @@ from PIL import PngImagePlugin
 
 from synthaug._cache.cards import Facts, card, croissant
 from synthaug._cache.credentials import MADE_BY_MODEL, ContentCredentials
-from synthaug._cache.exported import MANIFEST, MASK_FILE, MASK_SUFFIX, RECORDS, SHAPE
+from synthaug._cache.exported import ANNOTATIONS, MANIFEST, MASK_FILE, MASK_SUFFIX, RECORDS, SHAPE
 from synthaug._cache.files import Patient, new_file, new_folder, refuse_remote, refuse_taken
 from synthaug._cache.format import State, blocks, data_sets_of, mark_sealed, new_hdf5
 from synthaug._cache.masks import SourceMasks
@@ -93,10 +93,11 @@ def export(
         audit: An audit's report about the cache. Rows that it withheld are left out, and card and
             `croissant.json` say its verdict, and the fewest copies that it would have noticed.
         credentials: Signs every PNG; by default they carry metadata without a signature.
-        masks: Masks of the real images that the rows were made from. Rows that keep the outlines of
-            their source get its mask, others are left out. "folder" then has images in
-            `images/CLASS` and masks of the same names in `masks/CLASS`, "webdataset" has them as
-            `.mask.png`; the other forms take none. Without mask files it only leaves rows out.
+        masks: Masks and boxes of the real images that the rows were made from. Rows that keep the
+            outlines of their source get those of it, others are left out. "folder" then has images
+            in `images/CLASS`, masks of the same names in `masks/CLASS`, and boxes in
+            `annotations.json` as COCO has them; "webdataset" has `.mask.png`, and `objects` in
+            `.json`; the other forms take none. Without both it only leaves rows out.
         progress: Show a bar.
 
     Returns:
@@ -133,7 +134,7 @@ def export(
     if masks is not None:
         refuse_taken(target)  # before every image is compared
         chosen = masks.fitting(cache, chosen, progress=progress)
-        masks = masks if masks.has_masks else None
+        masks = masks if masks.has_masks or masks.has_boxes else None
     if not cache.manifest["license"].get("generator"):
         logger.warning(
             "%s does not record the license of its generator, so nobody knows how its images may "
@@ -175,8 +176,10 @@ def _check_form(
         )
     if masks is not None and form == "hdf5":
         raise ValueError("`format='hdf5'` takes no `masks`. Use 'folder' or 'webdataset'.")
-    if masks is not None and masks.has_masks and form == "huggingface":
-        raise ValueError("`format='huggingface'` takes no `masks`. Use 'folder' or 'webdataset'.")
+    if masks is not None and (masks.has_masks or masks.has_boxes) and form == "huggingface":
+        raise ValueError(
+            "`format='huggingface'` takes no `masks` or boxes. Use 'folder' or 'webdataset'."
+        )
 
 
 @contextmanager
@@ -269,6 +272,22 @@ def _manifest(cache: SynthCache) -> str:
 
 def _folder(cache: SynthCache, folder: Path, images: PNGs, masks: SourceMasks | None) -> None:
     _class_folders(cache, folder, folder if masks is None else folder / "images", images, masks)
+    if masks is not None and masks.has_boxes:
+        _coco(cache, folder, masks)
+
+
+def _coco(cache: SynthCache, folder: Path, masks: SourceMasks) -> None:
+    """The boxes of exported images as one COCO file."""
+    images, annotations = [], list[dict[str, Any]]()
+    _, height, width = cache.image_shape
+    with (folder / RECORDS).open(encoding="utf-8") as records:
+        for record in map(json.loads, records):
+            row, name = record["row"], record["file_name"]
+            images.append({"id": row, "file_name": name, "width": width, "height": height})
+            for box in masks.annotations(cache, row):
+                annotations.append({"id": len(annotations) + 1, "image_id": row, **box})
+    content = {"images": images, "annotations": annotations, "categories": masks.categories()}
+    (folder / ANNOTATIONS).write_text(json.dumps(content), encoding="utf-8")
 
 
 def _class_folders(
@@ -280,7 +299,7 @@ def _class_folders(
             record = _record(cache, row)
             name = f"{cache.classes[record['label']]}/{row:08d}.png"
             files = {"file_name": (below / name, png)}
-            if masks is not None:
+            if masks is not None and masks.has_masks:
                 files[MASK_FILE] = (folder / "masks" / name, masks.png(cache, row))
             for path, data in files.values():
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -295,7 +314,14 @@ def _webdataset(cache: SynthCache, folder: Path, images: PNGs, masks: SourceMask
         with tarfile.open(folder / f"{number:06d}.tar", "w") as archive:
             for row, png in chain(some, islice(images, _PER_TAR - 1)):
                 record = _record(cache, row)
-                mask = [] if masks is None else [(MASK_SUFFIX, masks.png(cache, row))]
+                mask = []
+                if masks is not None and masks.has_masks:
+                    mask = [(MASK_SUFFIX, masks.png(cache, row))]
+                if masks is not None and masks.has_boxes:
+                    record["objects"] = [
+                        {"category": masks.category(one["category_id"]), **one}
+                        for one in masks.annotations(cache, row)
+                    ]
                 for suffix, data in (
                     ("png", png),
                     ("cls", str(record["label"]).encode()),

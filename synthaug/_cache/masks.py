@@ -1,8 +1,9 @@
-"""Segmentation masks of exported variants: those of the real images that they were made from."""
+"""Masks and boxes of exported variants: those of the real images that they were made from."""
 
 import io
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from synthaug._cache.format import blocks
 from synthaug._cache.store import SynthCache
 from synthaug._cache.tools import check_sources
+from synthaug._images.boxes import ObjectBoxes
 from synthaug._images.edges import edge_agreement
 from synthaug._images.masks import MaskFiles
 from synthaug._images.source import ImageSource
@@ -39,19 +41,24 @@ class Masks(Protocol):
 
 
 class SourceMasks:
-    """Segmentation masks of the real images that the rows of a cache were made from.
+    """Segmentation masks and boxes of the real images that the rows of a cache were made from.
 
         masks = caches.SourceMasks(train, "masks", min_edge_agreement=0.8)
         caches.export(cache, "out", format="folder", masks=masks)
 
-    A variant of little strength keeps the outlines of its source, and with them the mask. So a
-    cache holds no masks: its plan names the source of each row, and the mask is looked up there.
+    A variant of little strength keeps the outlines of its source, and with them mask and boxes. So
+    a cache holds neither: its plan names the source of each row, and they are looked up there.
     """
 
     def __init__(
-        self, real: Any, masks: Masks | StrPath | None = None, *, min_edge_agreement: float = 0.8
+        self,
+        real: Any,
+        masks: Masks | StrPath | None = None,
+        *,
+        boxes: Sequence[Any] | StrPath | None = None,
+        min_edge_agreement: float = 0.8,
     ) -> None:
-        """Keeps both; pixels are read when a cache is compared.
+        """Keeps them; pixels are read when a cache is compared.
 
         Args:
             real: The real data set, map-style, that the plan was made for.
@@ -59,27 +66,33 @@ class SourceMasks:
                 an array, a tensor, or a PIL image (of mode P its indices). Or a folder, for images
                 that `load_dataset` read from one: `MASKS/cat/1.png` is the mask of
                 `IMAGES/cat/1.jpg`, of the size of its file, and is resized as the image was.
-                `None` compares edges alone, for boxes and key points: those of row i belong to
-                image `cache.plan["source"][i]`.
+                With neither masks nor boxes edges are compared alone, for key points: those of
+                row i belong to image `cache.plan["source"][i]`.
+            boxes: For each image a dict with `boxes`, (n, 4), left, top, right and bottom in its
+                pixels, and `labels`, int (n,), as torchvision's detectors take them. Or a COCO
+                file, for images that `load_dataset` read from a folder: `file_name` is the path in
+                that folder, or the bare name, and boxes are resized and cut as the image was.
             min_edge_agreement: Rows whose edges agree less with their source are left out, by
                 `synthaug.metrics.edge_agreement`, in (0, 1].
 
         Raises:
-            ValueError: For another number of masks than of images, another agreement, or a folder
-                of masks for images that were read from none.
+            ValueError: For another number of masks or boxes than of images, another agreement, or
+                files of masks or boxes for images that were read from none.
             DataError: If `real` cannot be read; for a mask in a folder that is missing, damaged, or
-                one of several.
-            MismatchError: For a mask in a folder of another size than its image, or with colors.
+                one of several; for boxes that are none, or that lack an image.
+            MismatchError: For a mask in a folder, or boxes in a file, of another size than the
+                image; for a mask with colors.
         """
         check_within("(0, 1]", min_edge_agreement=min_edge_agreement)
         self._given, self._images = real, ImageSource.open(real, "`real`")
         if isinstance(masks, str | os.PathLike):
-            masks = MaskFiles(masks, self._images.dataset)
+            masks = MaskFiles(masks, self._images)
         if masks is not None and len(masks) != len(self._images):
             raise ValueError(
                 f"`masks` has {len(masks):,} masks, and `real` has {len(self._images):,} images. "
                 "Give one for each image, in the same order."
             )
+        self._boxes = None if boxes is None else ObjectBoxes.of(boxes, self._images)
         self._masks, self._least = masks, min_edge_agreement
         self._compared: tuple[str, Doubles] = ("", np.empty(0))
 
@@ -87,6 +100,11 @@ class SourceMasks:
     def has_masks(self) -> bool:
         """Whether there are masks, and not only edges to compare."""
         return self._masks is not None
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether there are boxes."""
+        return self._boxes is not None
 
     def agreement(
         self, cache: SynthCache, rows: ArrayLike | None = None, *, progress: bool = False
@@ -137,7 +155,7 @@ class SourceMasks:
         if without.all():
             raise DataError(
                 f"None of {len(rows):,} rows of {cache.path} was made from a real image, so they "
-                "have no masks. Leave `masks` out, or draw variants of real images."
+                "have neither masks nor boxes. Leave `masks` out, or draw variants of real images."
             )
         middle = " to ".join(f"{x:.2f}" for x in np.nanquantile(agreement, (0.25, 0.75)))
         if not fits.any():
@@ -149,8 +167,8 @@ class SourceMasks:
         if not fits.all():
             logger.warning(
                 "%s: %s of %s rows are left out: %s have no source, and the edges of the others "
-                "agree less with it than %s, so its mask would not fit; the middle half of all "
-                "agree by %s.",
+                "agree less with it than %s, so what is marked there would not fit; the middle "
+                "half of all agree by %s.",
                 cache.path,
                 f"{(~fits).sum():,}",
                 f"{len(rows):,}",
@@ -159,6 +177,21 @@ class SourceMasks:
                 middle,
             )
         return rows[fits]
+
+    def annotations(self, cache: SynthCache, row: int) -> list[dict[str, Any]]:
+        """The boxes of a row as COCO writes them; none without boxes."""
+        if self._boxes is None:
+            return []
+        return self._boxes.annotations(int(cache.plan.at("source", [row])[0]))
+
+    def category(self, number: int) -> str:
+        """The name of a category of boxes."""
+        return "" if self._boxes is None else self._boxes.names[number]
+
+    def categories(self) -> list[dict[str, Any]]:
+        """The categories of the boxes as COCO writes them."""
+        names = {} if self._boxes is None else self._boxes.names
+        return [{"id": number, "name": names[number]} for number in sorted(names)]
 
     def png(self, cache: SynthCache, row: int) -> bytes:
         """The mask of a row as a PNG file of 8 bits, or of 16 if it has more than 256 classes.

@@ -98,7 +98,7 @@ COMMON = {
     "per_class seeds model steps out config",
     "cache import": "name forgotten image_size channels skip_bad encoding generator_license "
     "source_license config",
-    "cache export": "format audit selection certificates private_key real masks "
+    "cache export": "format audit selection certificates private_key real masks boxes "
     "min_edge_agreement config",
 }
 """The options on the short help page of a command that has too many; `--help-all` shows all."""

@@ -217,18 +217,20 @@ class SigningOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskOptions:
-    """Masks of the real images that variants were made from.
+    """Masks and boxes of the real images that variants were made from.
 
     Args:
         real: The real images that the plan was made for, for example folder:PATH. Only variants
             whose edges lie where those of their source do are written.
         masks: Folder with a mask for each of them, of the same name and size but without losses:
             MASKS/cat/1.png for PATH/cat/1.jpg. Written beside the images.
+        boxes: COCO file with the boxes in them. Written as annotations.json.
         min_edge_agreement: The least agreement of edges, above 0 and at most 1.
     """
 
     real: str | None = None
     masks: str | None = None
+    boxes: str | None = None
     min_edge_agreement: float = MASKING.min_edge_agreement
 
     def sources(self, cache: Any, files: FileOptions) -> Any:
@@ -238,12 +240,13 @@ class MaskOptions:
         if self.real is None:
             if self != MaskOptions() or files != FileOptions():
                 raise ValueError(
-                    "`real` is missing: the images that the masks belong to, and which variants "
-                    "are compared with. For example --real folder:PATH."
+                    "`real` is missing: the images that masks and boxes belong to, and that "
+                    "variants are compared with. For example --real folder:PATH."
                 )
             return None
         real = files.shaped(self.real, cache.image_shape)
-        return SourceMasks(real, self.masks, min_edge_agreement=self.min_edge_agreement)
+        least = self.min_edge_agreement
+        return SourceMasks(real, self.masks, boxes=self.boxes, min_edge_agreement=least)
 
 
 @dataclass(frozen=True, kw_only=True)

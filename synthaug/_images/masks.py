@@ -4,12 +4,11 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from synthaug._images.labeled import LabeledImages
+from synthaug._images.source import ImageSource
 from synthaug._images.stores import Files, open_image, unreadable
 from synthaug._support.progress import bar
 from synthaug._types import Array, StrPath
@@ -27,39 +26,38 @@ class MaskFiles:
     the nearest one. Of a palette the indices count.
     """
 
-    def __init__(self, folder: StrPath, images: Any, *, progress: bool | None = None) -> None:
+    def __init__(
+        self, folder: StrPath, images: ImageSource, *, progress: bool | None = None
+    ) -> None:
         """Finds the mask of every image, and compares the sizes by the headers of both files.
 
         Raises:
-            ValueError: If `images` were not read from files by `load_dataset`.
+            ValueError: If `images` were not all read from files by `load_dataset`.
             DataError: If a mask is missing or cannot be read, or an image has several.
             MismatchError: If a mask has another size than its image, or colors.
         """
-        files = images.files if isinstance(images, LabeledImages) else None
+        files = images.files()
         if files is None:
             raise ValueError(
                 f"`masks` is the folder {os.fspath(folder)!r}, whose files are found by the names "
                 "of the images, and `real` was not read from files by `load_dataset`. Load it so, "
                 "or give a list of masks."
             )
-        self._conform, self._folder = files.conform, os.path.expanduser(os.fspath(folder))
+        self._files, self._folder = files, os.path.expanduser(os.fspath(folder))
         if not os.path.isdir(self._folder):
             raise DataError(f"`masks` is {self._folder!r}, which is no folder.")
-        self.paths = self._found(files)
-        pairs = [*zip(files.paths, self.paths, strict=True)]
-        with (
-            bar(len(pairs), "check masks", "mask", delay=2, progress=progress) as shown,
-            ThreadPoolExecutor(os.cpu_count() or 1) as pool,
-        ):
-            for _ in pool.map(self._check, pairs):
-                shown.update()
+        self.paths = self._found()
+        sizes = sizes_of(files, progress)
+        for (file, row), size, mask in zip(files, sizes, self.paths, strict=True):
+            _check(file.paths[row], size, mask)
 
-    def _found(self, files: Files) -> list[str]:
+    def _found(self) -> list[str]:
         """The path of the mask of each image."""
         listed: dict[str, dict[str, list[str]]] = {}
         paths, owners = [], dict[str, str]()
-        for image in files.paths:
-            inner, name = os.path.split(os.path.relpath(image, files.folder))
+        for file, row in self._files:
+            image = file.paths[row]
+            inner, name = os.path.split(os.path.relpath(image, file.folder))
             where, stem = os.path.join(self._folder, inner), os.path.splitext(name)[0]
             if where not in listed:
                 listed[where] = _by_stem(where)
@@ -79,21 +77,6 @@ class MaskFiles:
                 )
         return paths
 
-    def _check(self, pair: tuple[str, str]) -> None:
-        with _opened(pair[0]) as image:
-            size = self._conform.size_of(image)
-        with _opened(pair[1]) as mask:
-            if len(mask.getbands()) > 1 or mask.mode == "F":
-                raise MismatchError(
-                    f"{pair[1]} has mode {mask.mode}, expected one class number per pixel. Save "
-                    "it as gray levels or with a palette."
-                )
-            if mask.size != size:
-                raise MismatchError(
-                    f"{pair[1]} is {mask.width}x{mask.height}, and its image {pair[0]} "
-                    f"{size[0]}x{size[1]}, upright. A mask has the size of its image's file."
-                )
-
     def __len__(self) -> int:
         return len(self.paths)
 
@@ -101,8 +84,42 @@ class MaskFiles:
         """The mask of an image, integers (H, W)."""
         with _opened(self.paths[index]) as mask:
             values = np.array(mask)
-        resized: Array = self._conform.masked(values)
+        resized: Array = self._files[index][0].conform.masked(values)
         return resized
+
+
+def sizes_of(files: list[tuple[Files, int]], progress: bool | None) -> list[tuple[int, int]]:
+    """(width, height) of images, upright and before they are resized, by the headers of their
+    files."""
+
+    def size(entry: tuple[Files, int]) -> tuple[int, int]:
+        with _opened(entry[0].paths[entry[1]]) as image:
+            return entry[0].conform.size_of(image)
+
+    with (
+        bar(len(files), "check files", "image", delay=2, progress=progress) as shown,
+        ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+    ):
+        sizes = []
+        for one in pool.map(size, files):
+            sizes.append(one)
+            shown.update()
+    return sizes
+
+
+def _check(image: str, size: tuple[int, int], path: str) -> None:
+    """Refuses a mask with colors, or of another size than its image."""
+    with _opened(path) as mask:
+        if len(mask.getbands()) > 1 or mask.mode == "F":
+            raise MismatchError(
+                f"{path} has mode {mask.mode}, expected one class number per pixel. Save it as "
+                "gray levels or with a palette."
+            )
+        if mask.size != size:
+            raise MismatchError(
+                f"{path} is {mask.width}x{mask.height}, and its image {image} "
+                f"{size[0]}x{size[1]}, upright. A mask has the size of its image's file."
+            )
 
 
 def _by_stem(folder: str) -> dict[str, list[str]]:

@@ -31,7 +31,7 @@ from synthaug._images.leaves import (
     pixels_at,
     reads,
 )
-from synthaug._images.stores import Indexed, gather
+from synthaug._images.stores import Files, Indexed, gather
 from synthaug._images.untransformed import without_transforms
 from synthaug._images.wrappers import flattened, only_selects
 from synthaug._pixels import digest
@@ -276,6 +276,19 @@ class ImageSource:
             if files is not None:
                 names[mask] = files.names
         return names.tolist()
+
+    def files(self) -> list[tuple[Files, int]] | None:
+        """For every image, what reads its file and its row there; `None` if some have no file that
+        `load_dataset` read."""
+        found: dict[int, tuple[Files, int]] = {}
+        every = np.arange(len(self))
+        for leaf, mask, local in self._by_leaf(every):
+            files = leaf.files if isinstance(leaf, LabeledImages) else None
+            if files is None:
+                return None
+            places = zip(every[mask].tolist(), local.tolist(), strict=True)
+            found |= {place: (files, row) for place, row in places}
+        return [found[i] for i in range(len(self))]
 
     def blocks(self, size: int = _BLOCK) -> Iterator[Pixels]:
         """All images in order, uint8 (n, C, H, W), n at most `size`."""
