@@ -296,6 +296,7 @@ def test_a_sweep_from_the_command_line(tmp_path, capsys):
     out = succeed(*arguments)
     assert "Chosen by CAS" in out
     assert "Next: synthaug generate" in out
+    assert "too few to compare anything" in out
     report = SweepReport.from_json(tmp_path / "out.json")
     assert len(report.coarse) == 3
     assert len(report.fine) == 2

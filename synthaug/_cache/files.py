@@ -55,7 +55,7 @@ def filling(path: StrPath, *, shared: bool = False, wait: bool = False) -> Itera
         if not mine:
             raise CacheError(
                 f"{path} is being filled by {locks.owner_of(path)}. Run this again when that job "
-                "has ended; `synthaug generate --wait`, or `wait=True`, waits for it."
+                "has ended; `generate(..., wait=True)`, or `synthaug generate --wait`, waits."
             )
         yield
 

@@ -237,7 +237,7 @@ def evaluate(
         "baseline": table.baseline,
         "arms": {name: _arm(table, name) for name in table.arm_names},
     }
-    decided = _decided(table) if classifiers.steps >= _FEW_STEPS else _too_short(classifiers.steps)
+    decided = too_short(classifiers.steps) or _decided(table)
     text = f"{table.table()}\n{decided}"
     return published(table, call, out, record, text=text, next=next_line("cite", synthetic))
 
@@ -246,11 +246,13 @@ _FEW_STEPS = 100
 """A classifier that takes fewer optimizer steps has not learned enough to be compared."""
 
 
-def _too_short(steps: int) -> str:
-    """Says that nothing was decided."""
+def too_short(steps: int) -> str:
+    """Says that nothing was decided, if so few steps decide nothing."""
+    if steps >= _FEW_STEPS:
+        return ""
     return (
-        f"{amount(steps, 'optimizer step')} of each classifier are too few to compare arms: these "
-        f"numbers say that the command works, and nothing else. The default is "
+        f"{amount(steps, 'optimizer step')} of each classifier are too few to compare anything: "
+        f"these numbers say that the command works, and nothing else. The default is "
         f"{ClassifierConfig.steps:,} `steps`."
     )
 

@@ -14,6 +14,7 @@ from synthaug._cli.declared import (
     options,
     row_parameters,
 )
+from synthaug._cli.evaluation import too_short
 from synthaug._cli.options import ExtractorOptions, FileOptions, NetworkOptions
 from synthaug._cli.publishing import published
 from synthaug._training.classifier_config import ClassifierConfig
@@ -139,7 +140,9 @@ def sweep(
     result = published(report, call, out, record)
     chosen = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in report.chosen.items())
     command = f"synthaug generate {checkpoint} {Path(out).name}.h5 --per-class 500 {chosen}"
-    return replace(result, text=f"{result.text}, {out}.png\nNext: {command}")
+    by_accuracy = report.select == "cas"
+    doubt = f"{too_short(classifiers.steps)}\n".lstrip() if by_accuracy else ""
+    return replace(result, text=f"{result.text}, {out}.png\n{doubt}Next: {command}")
 
 
 def _values(grid: GridOptions) -> dict[str, list[Any]]:

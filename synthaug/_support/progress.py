@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MODES = ("auto", "bar", "lines", "off")
 SECONDS = 30.0
-_TICK = 5.0
+_TICK = 2.0
 """Seconds after which a bar is drawn again, whether a step has ended or not."""
 _DRAWING = threading.Lock()
 """Held while a bar is drawn between its updates. No bar ends then, and no process forks: tqdm's
