@@ -5,6 +5,7 @@ import pytest
 
 from synthaug import AuditReport, SynthCache, load_dataset
 from synthaug._demo import DemoSettings, classifier_seeds, demo, split_digits
+from synthaug.caches import export
 from synthaug.evaluation import EvaluationReport
 from tests.killing import DEMO
 
@@ -45,6 +46,7 @@ def test_the_test_half_is_other_images_than_the_training_half():
     assert all(fresh)
 
 
+@pytest.mark.filterwarnings("ignore:::mlcroissant")
 def test_the_demo_runs_all_stages_and_again_without_drawing_anew(tmp_path, capsys):
     path = demo(tmp_path, seed=3, settings=TOY, progress=False)
     printed = capsys.readouterr().out
@@ -68,6 +70,13 @@ def test_the_demo_runs_all_stages_and_again_without_drawing_anew(tmp_path, capsy
     html = path.read_text()
     assert len(re.findall("<img src=.data:image/png", html)) > 10
     assert html.count("<svg") >= 4
+    shown = export(cache, tmp_path / "shown", format="huggingface", audit=report)
+    assert f'ended with "{report.verdict}"' in (shown / "README.md").read_text()
+    croissant = pytest.importorskip("mlcroissant", reason="the extra `frameworks`")
+    data = croissant.Dataset(jsonld=shown / "croissant.json")
+    assert not data.metadata.ctx.issues.errors
+    rows = {record["records/row"] for record in data.records("records")}
+    assert rows == set(np.flatnonzero(report.passed).tolist())
     for heading in ("The images", "Do they help?", "Are they copies?", "The closest pairs"):
         assert f"<h2>{heading}</h2>" in html
     assert "http" not in re.sub(r"http-equiv|http://www.w3.org/2000/svg", "", html)
