@@ -80,7 +80,8 @@ def search(xb: Features, xq: Features, k: int) -> tuple[Doubles, Integers]:
         D, float64 (m, k), ascending: Euclidean distances, not squared. ids, int64 (m, k): row
         numbers in `xb`; of equally distant rows the lower number comes first.
     """
-    return Index(xb).search(xq, k)
+    with threads():
+        return Index(xb).search(xq, k)
 
 
 class Index:

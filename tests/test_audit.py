@@ -365,6 +365,15 @@ def test_faiss_uses_the_threads_of_torch_and_gets_its_own_back(
         with threads():
             assert faiss.omp_get_max_threads() == 1
         assert faiss.omp_get_max_threads() == 2
+        used, knn = [], faiss.knn
+
+        def noted(xq: Any, xb: Any, k: int) -> Any:
+            used.append(faiss.omp_get_max_threads())
+            return knn(xq, xb, k)
+
+        monkeypatch.setattr(faiss, "knn", noted)
+        search(np.eye(4, dtype=np.float32), np.eye(4, dtype=np.float32), 1)
+        assert used == [1]
     finally:
         faiss.omp_set_num_threads(own)
 
