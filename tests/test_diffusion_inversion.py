@@ -50,9 +50,9 @@ def test_an_embedding_depends_on_its_image_alone(tmp_path):
     together = fitted(tmp_path / "a", Real(), block_size=3)
     alone = fitted(tmp_path / "b", Real(rows=[4]), batch_size=1)
     reverse = fitted(tmp_path / "c", Real(rows=[4, 3, 2, 1, 0]), batch_size=5)
-    torch.testing.assert_close(alone.snapshots[4][0], together.snapshots[4][4], rtol=0, atol=1e-5)
+    torch.testing.assert_close(alone.snapshots[4][0], together.snapshots[4][4], rtol=0, atol=5e-5)
     torch.testing.assert_close(
-        reverse.snapshots[4].flip(0), together.snapshots[4], rtol=0, atol=1e-5
+        reverse.snapshots[4].flip(0), together.snapshots[4], rtol=0, atol=5e-5
     )
     assert (together.snapshots[4][:1] - together.snapshots[4][1:]).abs().amax((1, 2)).min() > 1e-2
 
@@ -61,7 +61,7 @@ def test_updates_are_those_of_torchs_adam():
     job = InversionJob(generator().model, None, Real(2), config(decay=False))
     block = job._block(np.arange(2))
     weight = block.embeddings.clone().requires_grad_()
-    optimizer = torch.optim.Adam([weight], lr=job.config.learning_rate)
+    optimizer = torch.optim.Adam([weight], lr=job.config.learning_rate, betas=(0.8, 0.999))
     seen: list[Tensor] = []
 
     def denoiser(x, t, c):
@@ -83,7 +83,7 @@ def test_updates_are_those_of_torchs_adam():
     for _ in range(4):
         run_pass(denoiser, job.scheduler, block, job.config)  # type: ignore[arg-type]
         optimizer.step()
-    torch.testing.assert_close(block.embeddings, weight.detach(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(block.embeddings, weight.detach(), rtol=0, atol=5e-5)
     assert len(seen) == 4
 
 
@@ -188,17 +188,35 @@ def test_snapshots_are_named_by_the_updates_that_every_embedding_received(tmp_pa
     table = fitted(tmp_path / "long", Real(), snapshots=(0, 2), decay=False, block_size=2)
     assert list(table.snapshots) == [0, 2, 4]
     short = fitted(tmp_path / "short", Real(), updates=2, decay=False, batch_size=3)
-    torch.testing.assert_close(short.snapshots[2], table.snapshots[2], rtol=0, atol=1e-5)
+    torch.testing.assert_close(short.snapshots[2], table.snapshots[2], rtol=0, atol=5e-5)
 
 
 def test_every_image_sees_all_noise_levels_after_a_few_updates():
     keys = np.random.default_rng(0).integers(0, 2**64, 20, dtype=np.uint64)
-    t = np.stack([timesteps_of(keys, u, 1000) for u in range(40, 53)])
+    t = np.stack([timesteps_of(keys, u, 1000) for u in range(40, 66, 2)])
     assert t.min() >= 0
     assert t.max() < 1000
     for image in t.T:
         assert len(np.unique(image // 200)) == 5  # each fifth of the schedule
     assert len(np.unique(t[0])) > 10  # images start at different levels
+
+
+def test_updates_come_in_pairs_of_one_timestep_and_opposite_noise():
+    job = InversionJob(generator().model, None, Real(2), config())
+    block, seen = job._block(np.arange(2)), []
+
+    def denoiser(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        a = job.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
+        seen.append((t, (x - a.sqrt() * block.mean) / (1 - a).sqrt()))
+        return job.model.denoiser(x, t, c)
+
+    for _ in range(6):
+        run_pass(denoiser, job.scheduler, block, job.config)  # type: ignore[arg-type]
+    for (t, noise), (t_again, opposite) in zip(seen[::2], seen[1::2], strict=True):
+        assert torch.equal(t, t_again)
+        torch.testing.assert_close(opposite, -noise, rtol=0, atol=1e-4)
+    assert len({int(t[0]) for t, _ in seen}) == 3  # pairs differ
+    assert (seen[0][1] - seen[2][1]).abs().max() > 0.1
 
 
 def test_embeddings_are_float32_and_finite_with_a_bfloat16_network(tmp_path):

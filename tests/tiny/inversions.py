@@ -77,7 +77,8 @@ def learned(n: int = 6, network: Any = None, **settings: Any) -> DiffusionInvers
 
 
 def config(**changes: Any) -> InversionConfig:
-    return InversionConfig(**{"updates": 4, "num_tokens": K, "batch_size": 2, **changes})
+    usual = {"updates": 4, "num_tokens": K, "batch_size": 2, "learning_rate": 0.1}
+    return InversionConfig(**{**usual, **changes})
 
 
 def fitted(tmp_path: Path, real: Any, **changes: Any) -> EmbeddingTable:

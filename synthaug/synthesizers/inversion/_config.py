@@ -52,7 +52,7 @@ class InversionConfig:
     """Further numbers of updates after which the embeddings are kept, such as 30,60."""
     batch_size: int = 64
     """Images per optimizer step. Does not change the embeddings."""
-    learning_rate: float = 0.1
+    learning_rate: float = 0.2
     """Of Adam, for the first update; embeddings have an RMS of about 1. The paper has 0.03 without
     `decay`, for 3,000 to 4,000 updates."""
     decay: bool = True
@@ -106,4 +106,4 @@ class InversionConfig:
         """Identifies a run: all that changes its files."""
         free = ("checkpoint_seconds", "compile", "gradient_checkpointing", "log_with")
         kept = {k: v for k, v in vars(self).items() if k not in free}
-        return {"config": kept, "extra": extra}
+        return {"config": kept, "extra": extra, "noise": "pairs"}

@@ -3,10 +3,13 @@
     L(c_i) = E_{z ~ q(z | x_i), noise, t} || target - network(x_t, t, c_i) ||^2      (mean over z)
 
 The loss is separable over images, so everything is arranged to make an embedding a pure function of
-its image and the settings: update u of every image uses the same noise, its timestep is the u-th
-point of a low-discrepancy sequence whose start is hashed from the image, and its Adam moments are
-its own. Batches, blocks, order and the other images do not matter, and the noise costs next to
-nothing since it is drawn once per pass.
+its image and the settings: update u of every image uses the same noise, its timestep is a point of
+a low-discrepancy sequence whose start is hashed from the image, and its Adam moments are its own.
+Batches, blocks, order and the other images do not matter, and the noise costs next to nothing since
+it is drawn once per pass.
+
+Updates come in pairs of one timestep and opposite noise. What noise adds to the gradient is nearly
+odd in it where there is little, and there gradients are largest: momentum cancels it.
 
 Blocks of images are learned one by one, each into a file. Several processes, started by
 `accelerate launch` or torchrun, share them: each takes a block that nobody else is learning, so
@@ -52,7 +55,7 @@ from synthaug.synthesizers.inversion._tokens import TokenEncoder
 logger = logging.getLogger("synthaug")
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
-_BETAS, _EPSILON = (0.9, 0.999), 1e-8
+_BETAS, _EPSILON = (0.8, 0.999), 1e-8  # a short memory will do for pairs of opposite noise
 _WAIT = 1.0  # seconds between two looks at blocks that other processes are learning
 
 
@@ -133,7 +136,7 @@ class Block:
 
 
 def timesteps_of(keys: NDArray[np.uint64], update: int, num_timesteps: int) -> NDArray[np.int64]:
-    """The timestep of every image at one update, int64 (n,).
+    """The timestep of every image at one update, int64 (n,); updates 2 i and 2 i + 1 share it.
 
     Multiples of the golden ratio cover [0, 1) evenly however many are taken, so every image sees
     all noise levels after a few updates.
@@ -142,9 +145,9 @@ def timesteps_of(keys: NDArray[np.uint64], update: int, num_timesteps: int) -> N
 
 
 def _phases(keys: NDArray[np.uint64], update: int) -> NDArray[np.float64]:
-    """Numbers in [0, 1), one for each image at one update."""
+    """Numbers in [0, 1), one for each image at one pair of updates."""
     start = (keys >> np.uint64(11)) * 2.0**-53
-    phases: NDArray[np.float64] = (start + update * _GOLDEN) % 1.0
+    phases: NDArray[np.float64] = (start + update // 2 * _GOLDEN) % 1.0
     return phases
 
 
@@ -160,6 +163,17 @@ def _levels(scheduler: Any, block: Block) -> Tensor:
     return sent(shifted(as_logit_normal(phases), scheduler) * steps, device)
 
 
+def _noises(shape: torch.Size, update: int, seed: int) -> Tensor:
+    """Noise of one update, of the posterior and of the diffusion, float32 (2, *shape) on the CPU.
+
+    That of update 2 i + 1 is the negative of that of update 2 i.
+    """
+    pair, second = divmod(update, 2)
+    generator = stream(int(counter_rng(seed, 4, pair).integers(2**63)))
+    noises = torch.randn((2, *shape), generator=generator, dtype=torch.float32, device="cpu")
+    return -noises if second else noises
+
+
 def run_pass(
     denoiser: Denoiser, scheduler: Any, block: Block, config: InversionConfig
 ) -> tuple[Tensor, int]:
@@ -169,12 +183,7 @@ def run_pass(
         The sum of the losses, and the number of images.
     """
     u, device = block.update, block.mean.device
-    generator = stream(int(counter_rng(config.seed, 4, u).integers(2**63)))
-    shape = block.mean.shape[1:]
-    draw, noise = (
-        sent(torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu"), device)
-        for _ in range(2)
-    )
+    draw, noise = sent(_noises(block.mean.shape[1:], u, config.seed), device)
     t_all = _levels(scheduler, block)
     beta1, beta2 = _BETAS
     rate = config.learning_rate_at(u) / (1 - beta1 ** (u + 1))
