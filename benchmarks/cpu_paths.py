@@ -1,6 +1,8 @@
 """Measures layout, compilation, threads and batch size of our small networks on a processor.
 
     python benchmarks/cpu_paths.py
+    python benchmarks/cpu_paths.py --compile --out cpu_compiled
+    python benchmarks/cpu_paths.py --drawn runs/digits --out cpu_compiled
     python benchmarks/cpu_paths.py --bfloat16 --channels 16 32 64 --batch 32 --out cpu_bfloat16
 
 The network is the one that `synthaug train` makes; a step of training is forward, backward and
@@ -22,6 +24,8 @@ from typing import Any
 import torch
 from _machine import summary, write, written
 
+from synthaug import ClassConditional, SamplerConfig
+from synthaug._pixels import to_pixels
 from synthaug._support.layout import settle_layout
 from synthaug.denoisers import build_unet
 
@@ -122,6 +126,7 @@ def eager(job: str, size: int, args: argparse.Namespace) -> dict[str, Any]:
 
 def compiled(job: str, size: int, args: argparse.Namespace) -> dict[str, Any]:
     make = JOBS[job]
+    torch._dynamo.reset()  # else a network of another size is compiled for all sizes, or not anew
     quick = torch.compile(network(size))
     started = time.process_time(), time.perf_counter()
     torch.set_num_threads(1)
@@ -183,6 +188,32 @@ def largest_difference(quick: Any, size: int, args: argparse.Namespace) -> float
     return float((results[0] - results[1]).abs().max())
 
 
+def gray_levels(checkpoint: str, scale: float, images: int = 64) -> dict[str, Any]:
+    """By how many gray levels drawn images differ, compiled or in other batches."""
+    sampler = SamplerConfig(num_inference_steps=50)
+    torch._dynamo.reset()
+    drawn = []
+    for quick in (False, True):
+        synthesizer: Any = ClassConditional.from_pretrained(checkpoint, sampler=sampler)
+        plan = synthesizer.plan(per_class=7, guidance_scale=scale, seed=0)[:images]
+        if quick:
+            synthesizer.model.denoiser.network = torch.compile(synthesizer.model.network)
+        for batch in (images, 7):
+            parts = [to_pixels(synthesizer.draw(rows)) for rows in plan.batches(batch)]
+            drawn.append(torch.cat(parts).short())
+    eager, small, compiled_, compiled_small = drawn
+
+    def differences(a: torch.Tensor, b: torch.Tensor) -> dict[str, float]:
+        apart = (a - b).abs()
+        return {"largest": int(apart.max()), "share of pixels": float((apart > 0).float().mean())}
+
+    return {
+        "compiled beside eager": differences(eager, compiled_),
+        "eager, batch 7": differences(eager, small),
+        "compiled, batch 7": differences(compiled_, compiled_small),
+    }
+
+
 def main() -> None:
     """Measures what is not yet in the file, and writes after each part."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -197,8 +228,17 @@ def main() -> None:
     parser.add_argument("--out", default="cpu_paths", help="name of the file in results/")
     parser.add_argument("--bfloat16", action="store_true", help="instead of the eager ways")
     parser.add_argument("--channels", type=int, nargs="+", default=[32], help="with --bfloat16")
+    parser.add_argument("--drawn", help="a class-conditional checkpoint, drawn compiled and not")
+    parser.add_argument("--guidance", nargs="+", default=["2"], help="with --drawn")
     args = parser.parse_args()
-    parts = written(args.out).get("parts", {})
+    found = written(args.out)
+    parts, drawn = found.get("parts", {}), found.get("gray_levels", {})
+    for scale in args.guidance if args.drawn else ():
+        drawn[scale] = gray_levels(args.drawn, float(scale))
+        print(f"guidance {scale}", drawn[scale], flush=True)
+    if args.drawn:
+        write(args.out, {"parts": parts, "gray_levels": drawn})
+        return
     for size, channels in product(args.sizes, args.channels):
         for job in args.jobs:
             name = f"{job}, {size} pixels" + ", compiled" * args.compile
@@ -210,7 +250,7 @@ def main() -> None:
                 else:
                     measured = compiled(job, size, args) if args.compile else eager(job, size, args)
                 parts[name] = {"batch": args.batch, "rounds": args.rounds, "ways": measured}
-                write(args.out, {"parts": parts})
+                write(args.out, {"parts": parts, **({"gray_levels": drawn} if drawn else {})})
             for way, row in parts[name]["ways"].items():
                 print(name, way, row, flush=True)
 

@@ -1471,22 +1471,70 @@ def sampling_cost() -> Lines:
     )
 
 
+def inversion_files() -> dict[str, dict[str, Any]]:
+    return {f"{n} pixels": read(f"inversion_updates_{n}") for n in (8, 32)}
+
+
+def inverted_by(file: Mapping[str, Any]) -> dict[tuple[str, int], tuple[float, float]]:
+    """Returns (way, updates) => means over seeds of loss and distance."""
+    found: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for seed in file["seeds"].values():
+        for row in seed["rows"]:
+            found.setdefault((row["way"], row["updates"]), []).append(
+                (row["loss"], row["distance"])
+            )
+    return {
+        key: (mean(loss for loss, _ in all_), mean(distance for _, distance in all_))
+        for key, all_ in found.items()
+    }
+
+
 @block
 def inversion_updates() -> Lines:
-    """Tabulates the fewest updates that were tried and reach the loss of the paper's recipe."""
-    runs: dict[str, dict[int, float]] = {}
-    for row in read("inversion_updates")["rows"]:
-        runs.setdefault(row["run"], {})[row["updates"]] = row["loss"]
-    paper = runs["noise, learning rate 0.03"]
-    most = max(paper)
-    fewest = {
-        name: min(updates for updates, loss in losses.items() if loss <= paper[most])
-        for name, losses in runs.items()
-    }
+    """Tabulates loss and distance of variants after some updates, for every way of learning."""
+    files = {name: inverted_by(file) for name, file in inversion_files().items()}
+    seeds = {name: len(file["seeds"]) for name, file in inversion_files().items()}
+    heads = [f"{name} ({n} seed{'s' * (n > 1)}): loss, distance" for name, n in seeds.items()]
+    keys = sorted({key for file in files.values() for key in file}, key=lambda key: key[::-1])
     return table(
-        ["start", "updates to the same loss", "times fewer"],
-        [[name, str(updates), f"{most / updates:.1f}"] for name, updates in fewest.items()],
+        ["updates", "way", *heads],
+        [
+            [f"{updates:,}", way]
+            + [
+                f"{file[way, updates][0]:.4f}, {file[way, updates][1]:.2f}"
+                if (way, updates) in file
+                else ""
+                for file in files.values()
+            ]
+            for way, updates in keys
+        ],
     )
+
+
+@block
+def inversion_ratio() -> Lines:
+    """Tabulates the fewest updates that were tried and reach loss and distance of the paper's."""
+    rows = []
+    for name, file in inversion_files().items():
+        found, cost = inverted_by(file), file["seconds_per_update"]["ratio"]["median"]
+        paper = "the paper's loop"
+        for start in (paper, f"{paper} from the encoder's tokens"):
+            for most in sorted(u for way, u in found if way == start):
+                for ours in ("synthaug", "synthaug from noise"):
+                    fewest = [
+                        u
+                        for way, u in sorted(found)
+                        if way == ours
+                        and found[way, u][0] <= found[start, most][0]
+                        and found[way, u][1] <= found[start, most][1]
+                    ]
+                    if fewest and (ours == "synthaug" or start == paper):
+                        times = most / min(fewest) / cost
+                        rows.append(
+                            [name, start, f"{most:,}", ours, str(min(fewest)), f"{times:.1f}"]
+                        )
+    heads = ["model", "loop", "its updates", "beside", "updates", "times as many images per second"]
+    return table(heads, rows)
 
 
 @block
@@ -1599,17 +1647,19 @@ def cpu_paths() -> Lines:
 
 @block
 def cpu_compiled() -> Lines:
-    parts = read("cpu_paths")["parts"]
+    files = (read("cpu_paths"), read("cpu_compiled"))
     return table(
-        ["job", "time of a step", "first step", "steps until it pays"],
+        ["job", "processor", "time of a step", "first step", "steps until it pays"],
         [
             [
                 name.removesuffix(", compiled"),
+                file["machine"]["capability"],
                 f"{part['ways']['compiled']['processor_ratio']['median']:.2f}",
                 f"{part['ways']['first step']['processor_seconds']:.0f} s",
                 number(part["ways"]["steps until it pays"] or float("inf")),
             ]
-            for name, part in parts.items()
+            for file in files
+            for name, part in file["parts"].items()
             if "compiled" in part["ways"]
         ],
     )
