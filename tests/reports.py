@@ -183,7 +183,8 @@ def check_accessible(text: str) -> None:
     assert all(image.get("alt") for image in marks.of("img"))
     assert all(chart["role"] == "img" and chart["aria-label"] for chart in marks.of("svg"))
     assert all(cell.get("scope") in ("row", "col") for cell in marks.of("th"))
+    assert not re.search(r"<th[^>]*></th>", text), "an empty head, which names nothing"
     wide = [one for one in marks.of("div") if one.get("class") == "wide"]
     assert len(wide) == len(marks.of("table"))
-    assert all(one["tabindex"] == "0" and one["role"] == "region" for one in wide)
+    assert all(one["tabindex"] == "0" and one["role"] == "group" for one in wide)
     assert all(str(one["aria-label"]).startswith("Table: ") for one in wide)

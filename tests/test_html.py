@@ -156,8 +156,8 @@ def test_equal_values_still_make_a_chart() -> None:
     ("name", "shown"),
     [
         ("guidance 2, 250 steps", "guidance 2, 250 steps"),
-        ("WWWWWWWWWWWWWWWWWWWWWWWWW", "WWWWWWWWWWWW…"),
-        ("an arm whose name is far too long to be shown", "an arm whose name is…"),
+        ("WWWWWWWWWWWWWWWWWWWWWWWWW", "WWWWWWWWWWW…"),
+        ("an arm whose name is far too long to be shown", "an arm whose name…"),
     ],
 )
 def test_a_long_name_is_cut_at_its_end_where_a_pointer_shows_all_of_it(
@@ -171,7 +171,7 @@ def test_a_long_name_is_cut_at_its_end_where_a_pointer_shows_all_of_it(
     title = text.find("title")
     assert title is not None
     assert (title.text, title.tail) == (name, shown)
-    assert float(text.attrib["x"]) >= sum(13 * (1.0 if c == "W" else 0.5) for c in shown[:-1])
+    assert float(text.attrib["x"]) >= sum(16 * (1.0 if c == "W" else 0.5) for c in shown[:-1])
 
 
 # For keys, screen readers, and large reports
@@ -197,6 +197,32 @@ def test_a_long_table_shows_a_thousand_rows_and_counts_the_others():
     assert text.count("<tr>") == 1 + MOST_ROWS
     assert "234 more rows are in the JSON file." in text
     assert "more rows" not in table(["class"], [[i] for i in range(MOST_ROWS)])
+
+
+def test_a_cell_without_text_is_no_head_of_a_row_or_column():
+    text = table(["", "n"], [["", 1], ["a", ""]])
+    assert "<tr><td></td><th scope=col>n</th></tr>" in text
+    assert "<tr><td></td><td>1</td></tr>" in text
+    assert "<th scope=row>a</th><td></td>" in text
+
+
+def test_long_names_break_and_pictures_shrink_in_place_of_leaving_the_page():
+    text = page("Title", blocks("text"))
+    for rule in (
+        "th { max-width: 30ch; }",
+        "th, .text, li { overflow-wrap: break-word; }",
+        ".legend li { min-width: 0; }",
+        "@media (max-width: 520px) { svg text { font-size: 16px; } }",
+    ):
+        assert rule in text
+    assert re.search(r"\nimg \{[^}]*max-width: 100%", text)
+
+
+def test_a_printed_page_shows_whole_tables_and_the_colors_of_its_legends():
+    text = page("Title", blocks("text"))
+    printed = text[text.index("@media print") :]
+    assert ".wide { overflow: visible; }" in printed
+    assert re.search(r"\.legend i \{[^}]*print-color-adjust: exact", text)
 
 
 def luminance(color: str) -> float:

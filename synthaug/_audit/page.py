@@ -33,14 +33,18 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--card); p
 .pair b { color: var(--bad); }
 .limits { background: var(--card); border: 1px solid var(--line); padding: .4em 1.2em .8em; }
 .limits ul { padding-left: 1.2em; } .limits li { max-width: 80ch; margin: .35em 0; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 18px; }
+.charts { display: grid; gap: 18px;
+  grid-template-columns: repeat(auto-fit, minmax(min(340px, 100%), 1fr)); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25em 1.4em; }
 dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 520px) { dl { display: block; } dd { margin: 0 0 .5em; } }
 .accept, .review { display: none; } .reviewing .accept { display: block; font-size: .84rem; }
 .reviewing .review { display: block; background: var(--card); border: 1px solid var(--line); }
 .review { padding: .4em 1.2em .8em; margin-top: 12px; } .review label { display: block; }
 .review input:not([type]) { width: 100%; max-width: 60ch; font: inherit; }
 .review button { font: inherit; margin: .6em .6em 0 0; }
+@media print { .pair { break-inside: avoid; }
+  .reviewing .accept, .reviewing .review { display: none; } }
 """
 
 SCRIPT = files("synthaug._audit").joinpath("review.js").read_text(encoding="utf-8")

@@ -19,7 +19,8 @@ from synthaug._types import Doubles, StrPath
 
 _WIDTH, _HEIGHT = 560, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 14, 44
-_NAME_WIDTH, _ROW_HEIGHT, _FONT_SIZE = 190, 34, 13
+_NAME_WIDTH, _ROW_HEIGHT = 210, 34
+_FONT_SIZE = 16  # of the pages' style sheet on narrow screens; 13 on others
 _MAX_SERIES = 6
 
 

@@ -44,21 +44,27 @@ th, td { padding: .28em .9em .28em 0; text-align: right; border-bottom: 1px soli
 th { font-weight: 600; color: var(--muted); font-size: .86rem; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 tbody th { font-weight: 400; color: var(--ink); font-size: inherit; }
+th { max-width: 30ch; } td.text { max-width: 60ch; } th, .text, li { overflow-wrap: break-word; }
 :focus-visible { outline: 2px solid var(--s1); outline-offset: 2px; }
 td.text, th.text { text-align: left; }
 td:not(:first-child):not(.text) { white-space: nowrap; }
 figure { margin: .8em 0; }
 svg { display: block; width: 100%; max-width: 640px; height: auto; }
 svg text { fill: var(--muted); font-size: 13px; }
-img { image-rendering: pixelated; display: block; background: var(--line); }
+@media (max-width: 520px) { svg text { font-size: 16px; } }
+img { image-rendering: pixelated; display: block; background: var(--line); max-width: 100%;
+  height: auto; }
 code { font: .88em/1.4 ui-monospace, "SF Mono", Menlo, "DejaVu Sans Mono", monospace;
   overflow-wrap: anywhere; }
 .legend { display: flex; flex-wrap: wrap; gap: .2em 1.4em; font-size: .86rem; padding: 0;
   margin: 0 0 .3em; list-style: none; }
+.legend li { min-width: 0; }
 .legend i { display: inline-block; width: 18px; height: 3px; margin-right: .5em;
-  vertical-align: middle; }
+  vertical-align: middle; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 .s1 { background: var(--s1); } .s2 { background: var(--s2); } .s3 { background: var(--s3); }
 .s4 { background: var(--s4); } .s5 { background: var(--s5); } .s6 { background: var(--s6); }
+@media print { main { max-width: none; padding: 0; } .wide { overflow: visible; }
+  h2 { break-after: avoid; } figure, svg, img, tr { break-inside: avoid; } }
 """
 
 
@@ -179,7 +185,10 @@ def table(header: Sequence[Any], rows: Sequence[Sequence[Any]], *, text_columns:
         left = len(cells) - text_columns
         marked = []
         for i, cell in enumerate(cells):
-            opening = (first if i == 0 else tag) + (" class=text" if i >= left else "")
+            opening = first if i == 0 else tag
+            if not str(cell):
+                opening = "td"  # an empty head names nothing
+            opening += " class=text" if i >= left else ""
             marked.append(Markup(f"<{opening}>{escape(cell)}</{opening.split()[0]}>"))
         return Markup("<tr>{}</tr>").format(Markup("").join(marked))
 
@@ -187,7 +196,7 @@ def table(header: Sequence[Any], rows: Sequence[Sequence[Any]], *, text_columns:
     left_out = len(rows) - MOST_ROWS
     more = f"<p><small>{left_out:,} more rows are in the JSON file.</small></p>" * (left_out > 0)
     return Markup(
-        '<div class="wide" role="region" tabindex="0" aria-label="Table: {}"><table>\n'
+        '<div class="wide" role="group" tabindex="0" aria-label="Table: {}"><table>\n'
         "<thead>{}</thead>\n<tbody>\n{}\n</tbody>\n</table></div>{}"
     ).format(
         ", ".join(str(cell) for cell in header if cell),

@@ -205,9 +205,9 @@ class HardnessReport(Report):
     def _figure(self, picture: dict[str, JSON]) -> Markup:
         row = int(str(picture["row"]))
         name, image = self.classes[self.synthetic.labels[row]], checked_uri(picture["image"])
-        return Markup(
-            '<figure><img src="{}" alt="image"><figcaption>{}, row {}: {:.4g}</figcaption></figure>'
-        ).format(image, name, row, self.hardness[row])
+        said = f"{name}, row {row}: {self.hardness[row]:.4g}"
+        shown = Markup('<img src="{}" alt="{}">').format(image, said) if image else ""
+        return Markup("<figure>{}<figcaption>{}</figcaption></figure>").format(shown, said)
 
     def _by_class(self) -> list[list[str]]:
         rows = []
