@@ -47,7 +47,9 @@ rows = [r for c in range(10) for r in np.flatnonzero(cache.labels == c)[:10]]
 results = json.loads((Path(__file__).parent / "results/demo.json").read_text())
 arms = results["summary"]["3 labels per class"]["arms"]
 
-figure = Figure(figsize=(11.5, 4.6), layout=ConstrainedLayoutEngine(wspace=0.06))
+figure = Figure(
+    figsize=(11.5, 4.6), layout=ConstrainedLayoutEngine(wspace=0.06, rect=(0, 0, 1, 0.85))
+)
 titles = (
     ("1  You have", "3 labeled images\nof each digit"),
     (
@@ -65,19 +67,20 @@ for row, (arm, text) in enumerate(ARMS.items()):
     color = BLUE if arm == "real + synthetic" else "#b9c3d0"
     bars.barh(row, mean(values), height=0.55, color=color)
     bars.scatter(values, [row] * len(values), s=22, color=INK, alpha=0.7, zorder=3)
-    bars.text(79.4, row, text, ha="right", va="center", fontsize=11, color=INK)
+    bars.text(-3, row, text, ha="right", va="center", fontsize=11, color=INK)
     shown = f"{mean(values):.1f} %"
-    bars.text(100.6, row, shown, va="center", fontsize=13, color=INK, weight="bold")
-bars.set_xlim(80, 100)
+    bars.text(103, row, shown, va="center", fontsize=13, color=INK, weight="bold")
+bars.set_xlim(0, 100)  # bars from zero: their lengths compare as the accuracies do
 bars.set_ylim(len(ARMS) - 0.5, -0.6)
 bars.set_yticks([])
-bars.set_xticks([80, 90, 100], ["80 %", "90 %", "100 %"], color=SOFT)
+bars.set_xticks([0, 50, 100], ["0 %", "50 %", "100 %"], color=SOFT)
 bars.spines[["top", "right", "left"]].set_visible(False)
+figure.draw_without_rendering()  # lays the parts out, whose places the titles need
+figure.set_layout_engine("none")
 for part, (title, subtitle) in zip(parts, titles, strict=True):
-    left = -0.42 if part is bars else 0  # over the names of the bars
-    place = {"transform": part.transAxes, "va": "bottom"}
-    part.text(left, 1.13, title, fontsize=13, color=INK, weight="bold", **place)
-    part.text(left, 1.02, subtitle, fontsize=10, color=SOFT, **place)
+    left = part.get_position().x0 - (0.145 if part is bars else 0)  # over the names of the bars
+    figure.text(left, 0.94, title, fontsize=13, color=INK, weight="bold")
+    figure.text(left, 0.86, subtitle, fontsize=10, color=SOFT)
 options.out.parent.mkdir(parents=True, exist_ok=True)
 figure.savefig(options.out, dpi=110, facecolor="white")
 
