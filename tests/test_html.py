@@ -212,10 +212,16 @@ def test_long_names_break_and_pictures_shrink_in_place_of_leaving_the_page():
         "th { max-width: 30ch; }",
         "th, .text, li { overflow-wrap: break-word; }",
         ".legend li { min-width: 0; }",
-        "@media (max-width: 520px) { svg text { font-size: 16px; } }",
+        "@media (max-width: 520px) { svg text:not(.long) { font-size: 16px; } }",
     ):
         assert rule in text
     assert re.search(r"\nimg \{[^}]*max-width: 100%", text)
+
+
+def test_a_label_that_larger_letters_would_push_out_of_its_chart_keeps_its_own():
+    line = Line("a", [0, 1], [0, 1])
+    assert 'class="long"' in line_chart([line], x_label="x", y_label="distance " * 4)
+    assert 'class="long"' not in line_chart([line], x_label="x", y_label="share of images")
 
 
 def test_a_printed_page_shows_whole_tables_and_the_colors_of_its_legends():

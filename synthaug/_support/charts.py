@@ -210,7 +210,10 @@ class _Chart:
             self.line(left, right, at, at, 'stroke="var(--line)"')
             self.text(left - 7, at + 4, f"{tick:g}", 'text-anchor="end"')
         center = (_TOP + self.bottom) / 2
-        self.text(13, center, y_label, f'{middle} transform="rotate(-90 13 {center})"')
+        turned = f'{middle} transform="rotate(-90 13 {center})"'
+        if sum(map(_em, y_label)) * _FONT_SIZE > height:
+            turned += ' class="long"'
+        self.text(13, center, y_label, turned)
 
     def x(self, values: Any) -> Any:
         """Maps a number, or an array of them, to places from left to right."""

@@ -51,7 +51,7 @@ td:not(:first-child):not(.text) { white-space: nowrap; }
 figure { margin: .8em 0; }
 svg { display: block; width: 100%; max-width: 640px; height: auto; }
 svg text { fill: var(--muted); font-size: 13px; }
-@media (max-width: 520px) { svg text { font-size: 16px; } }
+@media (max-width: 520px) { svg text:not(.long) { font-size: 16px; } }
 img { image-rendering: pixelated; display: block; background: var(--line); max-width: 100%;
   height: auto; }
 code { font: .88em/1.4 ui-monospace, "SF Mono", Menlo, "DejaVu Sans Mono", monospace;
