@@ -478,7 +478,10 @@ def test_a_killed_audit_computes_no_features_twice_and_leaves_none_behind(work, 
         patched.setattr(Matcher, "match", killed)
         stopped = run(*audit, "--out", work / "killed")
     assert stopped.code == 130
-    assert f"kept in {work / 'killed'}.unfinished: the same command continues" in stopped.err
+    assert (
+        f"kept in {work / 'killed'}.unfinished. Run the same command again to resume."
+        in stopped.err
+    )
     assert run(*audit, "--out", work / "killed").code == whole.code
     assert sum(shown) == together
     assert not list(work.glob("*.unfinished"))
@@ -1041,7 +1044,7 @@ def test_an_interrupted_command_says_what_is_kept(monkeypatch, number, code, kep
     signal.signal(signal.SIGTERM, before)
     signal.signal(signal.SIGINT, interrupt)
     assert outcome.code == code
-    said = f"{kept} Run the same line again to go on." if kept else "Nothing was saved."
+    said = f"{kept} Run the same command again to resume." if kept else "Nothing was saved."
     assert outcome.err == f"synthaug: stopped. {said}\n"
 
 

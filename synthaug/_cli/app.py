@@ -378,7 +378,7 @@ def _exit_codes(request: Request) -> Iterator[None]:
         sys.exit(2 if isinstance(error, DOES_NOT_FIT) else 4)
     except KeyboardInterrupt as stop:
         kept = [text for text in stop.args if isinstance(text, str)]
-        said = [*kept, "Run the same line again to go on."] if kept else ["Nothing was saved."]
+        said = [*kept, "Run the same command again to resume."] if kept else ["Nothing was saved."]
         print(f"synthaug: stopped. {' '.join(said)}", file=sys.stderr)
         sys.exit(143 if isinstance(stop, Terminated) else 130)
     except Exception:  # Python's own exit code would be 1, which means that copies were found

@@ -153,7 +153,7 @@ class ExtractorOptions:
 
         def kept() -> str:
             kept = any(Path(folder).glob("*.np[yz]"))
-            return f"What was done is kept in {folder}: the same command continues." if kept else ""
+            return f"What was done is kept in {folder}." if kept else ""
 
         with kept_at_stop(kept):
             yield folder

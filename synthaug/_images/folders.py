@@ -70,7 +70,7 @@ def _tell_left_out(others: Sequence[str], advice: str, skipped: Sequence[str]) -
         )
     if skipped:
         notices.append(
-            "Skipped what tools leave behind, and links to what is listed anyway: "
+            "Skipped hidden or system files, or links to files that are listed already: "
             f"{amount(len(skipped), 'entry')}, e.g. {skipped[0]}."
         )
     if notices:
