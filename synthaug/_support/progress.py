@@ -28,7 +28,7 @@ _TICK = 2.0
 _DRAWING = threading.Lock()
 """Held while a bar is drawn between its updates. No bar ends then, and no process forks: tqdm's
 lock, which the drawing holds, would stay locked in the child."""
-if sys.platform != "win32":  # which does not fork
+if "register_at_fork" in vars(os):  # elsewhere nothing forks
     os.register_at_fork(
         before=_DRAWING.acquire,
         after_in_parent=_DRAWING.release,
