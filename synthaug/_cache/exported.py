@@ -8,6 +8,7 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,8 @@ def take_out_of_tar(path: Path, keys: set[int]) -> tuple[int, bool]:
     """
     check_regular(path)
     try:
-        with tarfile.open(path, "r:") as archive:  # as we write them, not compressed
+        # As we write them, not compressed; closed before another file takes its place.
+        with ExitStack() as replaced, tarfile.open(path, "r:") as archive:
             members = archive.getmembers()
             if any(not member.isreg() or member.issparse() for member in members):
                 return 0, False  # a backup, say: no export writes it so
@@ -141,7 +143,8 @@ def take_out_of_tar(path: Path, keys: set[int]) -> tuple[int, bool]:
                 if _keys_of(record, where) & keys:
                     stems.add(stem)
             if stems:
-                with whole_file(path) as temporary, tarfile.open(temporary, "w") as rest:
+                temporary = replaced.enter_context(whole_file(path))
+                with tarfile.open(temporary, "w") as rest:
                     for member in members:
                         if not _stems(member) & stems:
                             rest.addfile(member, archive.extractfile(member))
