@@ -1430,6 +1430,28 @@ def cache_read() -> Lines:
 
 
 @block
+def encoded_caches() -> Lines:
+    """Tabulates reads per second, and processor time over that of the decoder alone."""
+    names = {"bare decoder": "decoder alone", "synthaug": "**synthaug**"}
+    found = {
+        f"{size}: {encoding}": ways["ways"]
+        for size, encodings in read("encoded_caches")["sizes"].items()
+        for encoding, ways in encodings.items()
+    }
+
+    def cell(numbers: Mapping[str, Any]) -> str:
+        rate = numbers["reads per second"]["median"]
+        return f"{rate:.0f} ({numbers['processor time over bare decoder']['median']:.2f})"
+
+    rows = [
+        [names.get(way, way), *(cell(ways[way]) for ways in found.values())]
+        for way in next(iter(found.values()))
+    ]
+    sizes = [f"{ways['synthaug']['bytes per image'] / 1000:.0f} KB" for ways in found.values()]
+    return table(["", *found], [*rows, ["bytes of an image in our cache", *sizes]])
+
+
+@block
 def cache_mixed() -> Lines:
     names = {
         "LabeledImages": "synthaug's own (`load_dataset`)",
