@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,6 +73,15 @@ def test_the_demo_runs_all_stages_and_again_without_drawing_anew(tmp_path, capsy
     assert html.count("<svg") >= 4
     shown = export(cache, tmp_path / "shown", format="huggingface", audit=report)
     assert f'ended with "{report.verdict}"' in (shown / "README.md").read_text()
+    page = (Path(__file__).parents[1] / "docs" / "sharing.md").read_text()
+    for name, block in zip(
+        ("README.md", "croissant.json"),
+        re.findall(r"^```text\n(.*?)^```", page, re.M | re.S),
+        strict=True,
+    ):  # other processors may draw other images
+        text = re.sub(r"\d+", "N", (shown / name).read_text())
+        for line in re.sub(r"\d+", "N", block).splitlines():
+            assert line.strip() == "..." or line in text.splitlines(), line
     croissant = pytest.importorskip("mlcroissant", reason="the extra `frameworks`")
     data = croissant.Dataset(jsonld=shown / "croissant.json")
     assert not data.metadata.ctx.issues.errors
