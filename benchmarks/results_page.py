@@ -1452,6 +1452,17 @@ def encoded_caches() -> Lines:
 
 
 @block
+def remote_caches() -> Lines:
+    """Tabulates what a store adds, way by way."""
+    rows = []
+    for way, pair in read("remote_caches")["pairs"].items():
+        seconds = [f"{numbers['median']:.2g} s" for numbers in pair["seconds"].values()]
+        times = "{median:.2f} ({min:.2f} to {max:.2f})".format(**pair["ratio"])
+        rows.append([way, seconds[0], pair["compared_with"], seconds[1], times])
+    return table(["", "time", "compared with", "time", "times as long"], rows)
+
+
+@block
 def cache_mixed() -> Lines:
     names = {
         "LabeledImages": "synthaug's own (`load_dataset`)",
