@@ -63,7 +63,7 @@ ODD: tuple[Any, ...] = (
 
 _RAW = re.compile(
     r"unsupported operand|has no attribute|not (subscriptable|iterable|callable)|indices must be"
-    r"|NoneType|unhashable|positional argument|unexpected keyword|invalid literal for|not supported"
+    r"|'NoneType'|unhashable|positional argument|unexpected keyword|invalid literal|not supported"
     r" between|out of range|be interpreted as|object is not|argument must be|argument of type"
 )
 """What Python says where a value is of another type than the code takes for granted."""

@@ -1,5 +1,6 @@
 """The search for synthetic images that help: what it tries, keeps, decides and refuses."""
 
+import json
 import pickle
 import re
 import shlex
@@ -147,9 +148,14 @@ def test_without_splits_they_are_set_aside_by_class(tmp_path):
 
 def test_a_budget_too_small_for_one_recipe_is_refused_before_any_training(tmp_path):
     for dry_run in (True, False):
-        with pytest.raises(ValueError, match=r"`minutes` is 1e-05, and one recipe takes about"):
+        with pytest.raises(ValueError, match=r"`minutes` is 1e-05, and one recipe takes .*cost"):
             search(tmp_path, config=replace(QUICK, minutes=1e-5), dry_run=dry_run)
     assert not (tmp_path / "classifiers").exists()
+    measured = json.loads((tmp_path / "cost.json").read_text())
+    for seconds in (1e18, -1):
+        (tmp_path / "cost.json").write_text(json.dumps({**measured, "classifier": seconds}))
+        with pytest.raises(DataError, match=r"cost\.json is damaged: a step of .* Delete it"):
+            search(tmp_path, config=replace(QUICK, minutes=1e-5))
 
 
 def test_recipes_that_do_not_fit_are_named(tmp_path):

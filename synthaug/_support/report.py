@@ -285,6 +285,8 @@ def damage_of(error: Exception) -> str:
         return f"it lacks {error}"
     if isinstance(error, AttributeError | IndexError | TypeError) and "`" not in str(error):
         return "a value in it is of another kind than it should be"
+    if str(error).startswith("invalid literal"):
+        return "a value in it is no number, and should be one"
     return str(error)
 
 

@@ -19,7 +19,7 @@ from synthaug._support.progress import bar
 from synthaug._support.report import encode, read_kept
 from synthaug._support.stopping import nothing_kept
 from synthaug._training.training_config import TrainingConfig
-from synthaug.errors import SynthaugError
+from synthaug.errors import DataError, SynthaugError
 from synthaug.evaluation import Arm, evaluate
 from synthaug.improvement._config import ImproveConfig
 from synthaug.improvement._recipes import SAMPLER, RecipeImages
@@ -30,6 +30,8 @@ logger = logging.getLogger("synthaug")
 _FEW, _MORE = 2, 17
 """Steps of two short trainings, whose difference is the cost of steps alone."""
 _BATCH = 64
+_LONGEST = 1e7
+"""Seconds of a measurement: four months."""
 _AUDITED = 50, 400
 """Images of each set of two audits, whose difference is the cost of images alone."""
 
@@ -54,6 +56,16 @@ class Estimate:
     """For each synthetic or held-out image of an audit more: training images cost little."""
     rivals: int
     """Arms without a generator."""
+
+    def check(self, path: Path) -> None:
+        """Refuses seconds that nobody waited for, with a DataError that names their file."""
+        seconds = (self.classifier, self.generator, self.audit, self.audited_image)
+        for value in (*seconds, *self.images.values()):
+            if not 0 <= value <= _LONGEST:
+                raise DataError(
+                    f"{path} is damaged: a step of {value:g} seconds was not measured. Delete it "
+                    "and run again."
+                )
 
     def total(
         self,
@@ -146,7 +158,9 @@ def measure(
         progress: Show a bar.
     """
     if path.exists():
-        return read_kept(Estimate, path)
+        kept: Estimate = read_kept(Estimate, path)
+        kept.check(path)
+        return kept
     logger.warning(
         "Measuring what one step of everything costs here: classifiers, generators, an audit."
     )

@@ -256,8 +256,8 @@ class Search:
             needed = self._seconds([], least=True)
             raise ValueError(
                 f"`minutes` is {self.config.minutes:g}, and one recipe takes about "
-                f"{needed / 60:.1f} minutes, as measured here just now. Give more time, or fewer "
-                "steps of the generator or of the classifiers."
+                f"{needed / 60:.1f} minutes, as measured here ({self.folder / 'cost.json'}). Give "
+                "more time, or fewer steps of the generator or of the classifiers."
             )
         return self.candidates
 
