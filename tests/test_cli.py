@@ -833,6 +833,8 @@ def test_a_result_as_json_has_the_documented_keys_and_nothing_beside_it(work, ca
     sets = (train, f"folder:{work / 'holdout'}", "--random-split", "--levels", 1)
     check_answer("evaluate membership", run_dir, *sets, "--out", work / "json-membership")
     check_answer("evaluate quality", cache, train, *features, work / "json-quality", "--force")
+    shown = succeed("evaluate", "quality", cache, train, *features, work / "q", "--force")
+    assert f"Next: synthaug evaluate TRAIN {cache} TEST" in shown  # REAL may be the test images
     runs = ("--seeds", 1, "--seed", 2, "--out", work / "json-arms")
     check_answer("evaluate", train, cache, test, *once[:4], *runs)
 

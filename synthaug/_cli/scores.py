@@ -181,5 +181,5 @@ def evaluate_quality(
     scored = _scored(score_quality, compared, options, conform, files, networks, out, **named)
     with scored as report:
         record = {"synthetic": asdict(report.synthetic), "floor": asdict(report.floor)}
-        line = next_line("evaluate", real, synthetic, "TEST")
+        line = next_line("evaluate", "TRAIN", synthetic, "TEST")
         return published(report, call, out, record, next=line)
