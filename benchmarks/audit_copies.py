@@ -246,9 +246,16 @@ def _of_count(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _claim(name: str, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Claimed is above real if the mean of the claims exceeds what all flags may stand for."""
+    """Claimed is above real if the mean of the claims exceeds what the flags may stand for.
+
+    Copies of one draw are flagged together or not at all, so the upper limit is the larger one of
+    that of all copies and that of the draws.
+    """
     claimed = [line["claims"][name.removeprefix(OWN)] for line in lines]
     real = limits(sum(x["flagged"] for x in lines), sum(x["count"] for x in lines))
+    of_draws = mean_limits([x["flagged"] / x["count"] for x in lines])
+    for end, further in (("at least", min), ("at most", max)):
+        real[end] = further(real[end], of_draws.get(end, real[end]))
     mean = float(np.mean([power for _, power, _ in claimed]))
     return {
         "draws": len(lines),

@@ -1183,6 +1183,11 @@ def robust_long() -> Lines:
 
 
 @block
+def robust_longer() -> Lines:
+    return robust("robust_digits_longer", [0.5], "598")
+
+
+@block
 def robust_no_average() -> Lines:
     return robust("robust_digits_no_average", [0.5], "598")
 
@@ -1283,6 +1288,46 @@ def audit_membership() -> Lines:
         ],
         body,
     )
+
+
+@block
+def audit_peers() -> Lines:
+    peers = read("audit_claims")["peers"]
+    ways = {name: way for name, way in peers.items() if isinstance(way, dict)}
+    ranked = {name: way for name, way in ways.items() if "average_precision" in way}
+    order = sorted(ranked, key=lambda name: -ranked[name]["average_precision"])
+    body = [
+        [name, f"{ranked[name]['average_precision']:.2f}", f"{100 * ranked[name]['found']:.0f}"]
+        for name in order
+    ]
+    noticed = 100 * ways["C_T, one cell"]["noticed at 0.01"]
+    return [
+        *table(["way", "average precision", "copies found among 1 % false alarms, %"], body),
+        "",
+        f"Means over {peers['audits']} sets with {peers['copies']} copies each. C_T, which ranks "
+        f"no image, notices {noticed:.0f} % of the sets at a level of 0.01.",
+    ]
+
+
+@block
+def audit_claims() -> Lines:
+    claims = read("audit_claims")["claims"]
+    above = [name for name, claim in claims.items() if claim["claimed_above_real"]]
+    body = [
+        [
+            name,
+            f"{claim['claimed']:.2f}",
+            f"{claim['real']['share']:.2f} ({claim['real']['at least']:.2f} to "
+            f"{claim['real']['at most']:.2f})",
+        ]
+        for name, claim in claims.items()
+    ]
+    exceeded = f"The claim exceeds the limits for: {', '.join(above)}." if above else ""
+    return [
+        *table(["planted kind", "claimed", "real"], body),
+        "",
+        exceeded or f"No claim of the {len(claims)} exceeds the limits of what came true.",
+    ]
 
 
 @block
