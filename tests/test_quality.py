@@ -144,6 +144,22 @@ def test_a_report_survives_its_file_and_its_page_loads_nothing(cache, tmp_path):
         QualityReport.from_json(tmp_path / "q.json")
 
 
+@pytest.mark.parametrize(
+    ("images", "verdict"),
+    [
+        (real(80, 9), "as near to the reference as real ones, within chance"),
+        (real(80, 9, shift=60), "farther from the reference than real ones"),
+    ],
+)
+def test_a_report_ends_with_what_its_numbers_mean(tmp_path, images, verdict):
+    reference, others = real(80, 1), real(80, 2, shift=3)
+    report = score(cache_of(tmp_path / "c.h5", images), reference, holdout=others)
+    assert verdict in report.verdict()
+    assert str(report).endswith(f"Verdict: {report.verdict()}")
+    swapped = report.changed(synthetic=report.floor, floor=report.synthetic)
+    assert ("nearer to the reference than real ones" in swapped.verdict()) is ("farther" in verdict)
+
+
 def test_quality_from_the_command_line(cache, tmp_path):
     for name, images in {"real": real(40, 1), "holdout": real(40, 2)}.items():
         for i, label in enumerate(images.targets):
@@ -153,8 +169,10 @@ def test_quality_from_the_command_line(cache, tmp_path):
     specs = [f"folder:{tmp_path / name}" for name in ("real", "holdout")]
     out = tmp_path / "quality"
     arguments = ["evaluate", "quality", tmp_path / "c.h5", specs[0], "--holdout", specs[1]]
-    text = succeed(*arguments, "--features", "pixels:2", "--out", out)
+    text = succeed(*arguments, "--features", "pixels:2", "--out", f"{out}.html")
+    assert f"Report: {out}.html, {out}.json" in text
     assert "Fréchet distance" in text
+    assert "Verdict: Synthetic images are as near" in text
     found = json.loads(out.with_suffix(".json").read_text())
     assert found["synthetic"]["n"] == 40
     changed = ("--features", "pixels:4", "--out", out, "--images", 20)

@@ -35,7 +35,7 @@ from synthaug._cli.idle import refuse_idle
 from synthaug._cli.improvement import improve
 from synthaug._cli.inversion import invert
 from synthaug._cli.memorization import evaluate_canaries, evaluate_membership
-from synthaug._cli.outputs import at_home, check_places
+from synthaug._cli.outputs import as_meant, check_places
 from synthaug._cli.parser import Parser, arguments, bound, command_parser, meant, values
 from synthaug._cli.parser import option as as_option
 from synthaug._cli.scores import evaluate_density, evaluate_quality
@@ -311,7 +311,7 @@ def understand(words: Sequence[str]) -> Request:
     known = sorted(arguments(function), key=lambda argument: not argument.positional)
     positional = {argument.name for argument in known if argument.positional}
     ordered = {argument.name: given[argument.name] for argument in known}
-    call = Call(name, at_home(ordered), positional, stated)
+    call = Call(name, as_meant(name, ordered), positional, stated)
     return Request(function, call, shared)
 
 

@@ -36,12 +36,19 @@ _PLACES = ("out", "sheet", "features_dir")
 """Names of the arguments that name outputs."""
 
 
-def at_home(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments, with `~` expanded in names of outputs: shells leave it in `--out=~/a`."""
-    return {
+def as_meant(command: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments, with `~` expanded in names of outputs, which shells leave in `--out=~/a`.
+
+    The OUT of a report loses the ending of one of its files: `--out a.html` is `--out a`.
+    """
+    meant = {
         name: os.path.expanduser(value) if name in _PLACES and value else value
         for name, value in arguments.items()
     }
+    out = Path(meant.get("out") or "")
+    if command in _REPORTS and out.suffix.removeprefix(".") in _REPORTS[command]:
+        meant["out"] = str(out.with_suffix(""))
+    return meant
 
 
 def check_places(call: Call) -> None:

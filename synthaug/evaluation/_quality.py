@@ -1,5 +1,6 @@
 """How good synthetic images are as a whole, beside as many real ones."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -133,8 +134,30 @@ class QualityReport(Report):
             )
         return text
 
+    def verdict(self) -> str:
+        """One sentence on whether the images are nearer to the reference than real ones, or not.
+
+        By the kernel distance, which any number of images has. A difference is chance up to twice
+        the standard deviations over subsets, of both together.
+        """
+        ours, real = self.synthetic, self.floor
+        gap = ours.kernel_distance - real.kernel_distance
+        chance = 2 * math.hypot(ours.kernel_distance_std, real.kernel_distance_std)
+        told = (
+            f"kernel distance {ours.kernel_distance:.4g}, that of the floor "
+            f"{real.kernel_distance:.4g}, and up to {chance:.2g} between them can be chance"
+        )
+        if gap > chance:
+            return f"Synthetic images are farther from the reference than real ones: {told}."
+        if gap < -chance:
+            return (
+                f"Synthetic images are nearer to the reference than real ones: {told}. Copies "
+                "would be: audit them."
+            )
+        return f"Synthetic images are as near to the reference as real ones, within chance: {told}."
+
     def _summary(self) -> list[Part]:
-        return [self.rows(), self.caption()]
+        return [self.rows(), self.caption(), f"Verdict: {self.verdict()}"]
 
     def _columns(self) -> dict[str, Any]:
         """Returns a row for synthetic images and one for the floor, of all classes and of each."""
