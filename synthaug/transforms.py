@@ -16,7 +16,7 @@ from synthaug._cache.serving import SyntheticImages, Verdicts, class_table, labe
 from synthaug._datasets.opening import open_cache, open_cold, open_one_step, open_report
 from synthaug._datasets.restoration import ColdRestorer, Restoration
 from synthaug._datasets.variants import Variants
-from synthaug._images.annotations import annotation_class, annotations_of
+from synthaug._images.annotations import annotation_class, annotations_of, has_shape_of_boxes
 from synthaug._images.calls import called
 from synthaug._images.convert import (
     Transform,
@@ -48,16 +48,20 @@ _EXPECTED = (
 _SAME = "Give `transform=` what the real images went through."
 
 
-def _of_their_size(values: Sequence[Any], images: Sequence[Any]) -> list[str]:
-    """Describes the tensors that have the height and the width of the first image, as masks have,
-    and are no images."""
+def _unnamed_places(values: Sequence[Any], images: Sequence[Any]) -> list[str]:
+    """Describes the tensors that are no images, and that have the height and the width of the first
+    image, as masks have, or the shape of boxes and no row for each image of a batch."""
     if not images:
         return []
-    size, axes = size_of(images[0]), images[0].ndim if isinstance(images[0], Tensor) else 3
+    first = images[0]
+    size, axes = size_of(first), first.ndim if isinstance(first, Tensor) else 3
+    in_batch = len(first) if axes > 3 else None
     return [
         describe(value)
         for value in values
-        if isinstance(value, Tensor) and value.ndim >= axes - 1 and size_of(value) == size
+        if isinstance(value, Tensor)
+        if (value.ndim >= axes - 1 and size_of(value) == size)
+        or (has_shape_of_boxes(value) and len(value) != in_batch)
         if not any(value is image for image in images)
     ]
 
@@ -73,7 +77,7 @@ class _ImagesOnly(v2.Transform):
         """
         self._check_annotations(inputs)
         flat, _ = tree_flatten(inputs)
-        self._refuse(_of_their_size(flat, self._images_among(flat)))
+        self._refuse(_unnamed_places(flat, self._images_among(flat)))
         return super().forward(*inputs)
 
     _way_out = ""
@@ -323,7 +327,7 @@ class MixSynthetic(_ImagesOnly):
             raise ValueError("`labels_getter` must return one of the tensors of the batch itself.")
         is_image = self._needs_transform_list([None if x is labels else x for x in flat])
         images = [value for value, chosen in zip(flat, is_image, strict=True) if chosen]
-        self._refuse(_of_their_size([x for x in flat if x is not labels], images))
+        self._refuse(_unnamed_places([x for x in flat if x is not labels], images))
         params = self.make_params([labels, *images])
         changed = [
             self.transform(value, params) if chosen or value is labels else value

@@ -188,6 +188,8 @@ def test_what_makes_no_sense_is_refused(always):
         always(pixels(1).int())
     with pytest.raises(TypeError, match=r"shape \(8, 8\) cannot follow an image"):
         always(pixels()[0], torch.zeros(8, 8))
+    with pytest.raises(TypeError, match=r"shape \(2, 4\) cannot follow an image"):
+        always(pixels(1), torch.zeros(2, 4))
     with pytest.raises(TypeError, match="Mask cannot follow an image"):
         always(pixels(1), tv_tensors.Mask(torch.zeros(8, 8)))
     with pytest.raises(ValueError, match=r"must have one batch size, got \[2, 3\]"):

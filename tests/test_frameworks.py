@@ -208,10 +208,14 @@ def test_lightnings_ddp_gives_batches_of_exact_counts_and_sets_their_epoch(pl, c
     settings: dict[str, Any] = {"strategy": "ddp", "devices": 1, "enable_checkpointing": False}
     model, environment = make_model(pl), dict(os.environ)
     try:
-        with pytest.raises(TypeError, match=r"`mixed` is a sampler: Lightning.*`train_dataloader`"):
-            make_trainer(pl, tmp_path, **settings).fit(model, loader())
+        make_trainer(pl, tmp_path, epochs=2, **settings).fit(model, loader())
+        outside, model = model, make_model(pl)
+        mixed.set_epoch(0)
         model.train_dataloader = loader
         make_trainer(pl, tmp_path, epochs=2, **settings).fit(model)
+        assert [batch for _, batch in outside.seen] == [batch for _, batch in model.seen]
+        with pytest.raises(TypeError, match=r"`mixed` is a sampler: Lightning divides"):
+            synthaug.MixedBatchSampler(torch.utils.data.SequentialSampler(mixed))  # type: ignore
     finally:
         torch.distributed.destroy_process_group()
         os.environ.clear()  # Lightning tells other processes by it

@@ -176,6 +176,11 @@ NEEDS = "`MixSynthetic` needs a batch, .* after `default_collate`.* by `synthaug
             r"a tensor of torch.float32 with shape \(8, 4, 5\) cannot follow an image",
         ),
         (
+            lambda x: (x, LABELS, torch.ones(3, 4)),
+            TypeError,
+            r"a tensor of torch.float32 with shape \(3, 4\) cannot follow an image",
+        ),
+        (
             lambda x: (tv_tensors.Image(x), LABELS, tv_tensors.Mask(x[:, 0])),
             TypeError,
             "Mask cannot follow an image",

@@ -223,6 +223,7 @@ def with_extras(**extras: Any) -> Listed:
         {"keypoints": np.zeros((4, 2))},
         {"scene": Image.new("L", (5, 6))},
         {"other": np.zeros((6, 5), np.uint8)},
+        {"placed": torch.ones(2, 4)},
         {"places": tv_tensors.BoundingBoxes([[0, 0, 1, 1]], format="XYXY", canvas_size=(6, 5))},
     ],
     ids=lambda extras: next(iter(extras)),

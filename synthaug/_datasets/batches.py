@@ -1,5 +1,6 @@
 """Batches with exact shares of real and synthetic images."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, final
 
@@ -32,8 +33,8 @@ class MixedBatchSampler(AbstractSeededSampler[list[int]], BatchSampler):
     With `rank` and `num_replicas` every rank has such batches, and equally many; to that end some
     images may be given twice. `state_dict` and `load_state_dict` stop and go on within an epoch.
 
-    Under Lightning's DDP make it in `train_dataloader`: Lightning then makes it anew on every rank,
-    with a `sampler` that says which one that is, and sets the epoch.
+    Lightning's DDP makes it anew on every rank, with a `sampler` that says which one that is, and
+    sets the epoch.
     """
 
     def __new__(cls, mixed: Any = None, *args: Any, **arguments: Any) -> "MixedBatchSampler":
@@ -42,8 +43,8 @@ class MixedBatchSampler(AbstractSeededSampler[list[int]], BatchSampler):
         if isinstance(mixed, Sampler):
             raise TypeError(
                 "`mixed` is a sampler: Lightning divides the images among ranks, and did not see "
-                "how this `MixedBatchSampler` was made. Make it in `train_dataloader`; or pass "
-                "`num_replicas` and `rank`, and `Trainer(use_distributed_sampler=False)`."
+                "how this `MixedBatchSampler` was made. Pass `num_replicas` and `rank`, and "
+                "`Trainer(use_distributed_sampler=False)`."
             )
         return super().__new__(cls)
 
@@ -92,6 +93,7 @@ class MixedBatchSampler(AbstractSeededSampler[list[int]], BatchSampler):
                 f'mode="append" and ratio={made}/{batch_size - made}.'
             )
         self._counts(0)
+        _remember(self, mixed, batch_size, synthetic_per_batch, seed=seed, drop_last=drop_last)
 
     def _synthetic(self, epoch: int) -> int:
         rule = self.synthetic_per_batch
@@ -149,6 +151,18 @@ class MixedBatchSampler(AbstractSeededSampler[list[int]], BatchSampler):
         order = counter_rng(self.seed, WITHIN, epoch)
         batches = [np.append(*parts) for parts in zip(real, fake, strict=True)][: len(counts)]
         return [shuffled(order, batch).tolist() for batch in batches]
+
+
+def _remember(sampler: BatchSampler, *arguments: Any, **named: Any) -> None:
+    """Notes how a sampler was made where Lightning looks for it, to make it anew on every rank.
+
+    Lightning does so itself, but only in `train_dataloader`, and only for classes that were
+    imported before.
+    """
+    names = tuple(inspect.signature(type(sampler).__init__).parameters)[1:]
+    known = {"args": arguments, "kwargs": {**named, "sampler": None}, "default_kwargs": {}}
+    for name, value in {**known, "arg_names": names[: len(arguments)]}.items():
+        setattr(sampler, f"__pl_saved_{name}", value)
 
 
 def _nearest(numerator: int, denominator: int, limit: int) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from types import NoneType
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from synthaug._images.convert import pixels_of, size_of
@@ -22,8 +23,8 @@ _NAMES = frozenset(
 def annotations_of(item: Any, image: Any = None, label: Any = None) -> list[str]:
     """Returns the annotations of places in an item's image: boxes, masks, key points, depth.
 
-    They are known by the names of dicts, by the classes of `tv_tensors`, and by having the height
-    and the width of the image.
+    They are known by the names of dicts, by the classes of `tv_tensors`, by having the height and
+    the width of the image, and by the shape of boxes, floating point (k, 4).
 
     Args:
         item: An item, or a whole batch of them.
@@ -53,8 +54,17 @@ def _annotations(
             yield from _annotations(part, known, size, f"position {position}")
     elif (kind := annotation_class(value)) is not None:
         yield f"{name}: a {kind}"
-    elif size is not None and size_of(value) == size:
+    elif size is not None and (size_of(value) == size or has_shape_of_boxes(value)):
         yield name
+
+
+def has_shape_of_boxes(value: Any) -> bool:
+    """Whether a tensor or an array is floating point (k, 4) with k >= 1, as boxes without a name
+    are. So are the probabilities of 4 classes of k images, in a batch."""
+    if not isinstance(value, Tensor | np.ndarray) or value.ndim != 2:
+        return False
+    floating = value.is_floating_point() if isinstance(value, Tensor) else value.dtype.kind == "f"
+    return floating and len(value) > 0 and value.shape[1] == 4
 
 
 def annotation_class(value: Any) -> str | None:
