@@ -931,7 +931,18 @@ def test_a_shift_decides_which_evidence_counts(change: dict[str, Any], verdict: 
     harder = [seen(), seen("hard", noticed=4)]
     told_of = judge(findings, COUNTS, power=harder, missing=(), fdr=0.05, level=0.01)[1]
     assert "even of the required kind that is hardest to detect (hard)." in " ".join(told_of)
-    assert "only if there are at least 4; fewer" in " ".join(reasons)
+    assert "only if at least 4 are suspicious; fewer" in " ".join(reasons)
+
+
+def test_kinds_that_are_noticed_too_late_are_told_number_by_number() -> None:
+    late = [seen("a", noticed=50), seen("b", noticed=None), seen("c", noticed=50), seen("d")]
+    verdict, reasons = judge(NOTHING, COUNTS, power=late, missing=(), fdr=0.05, level=0.01)
+    told = (
+        "It takes at least 50 copies of one of these kinds: a, c. "
+        f"Even {late[1].planted:,} copies of these kinds would go unseen too often: b."
+    )
+    assert verdict == "inconclusive"
+    assert told in " ".join(reasons)
 
 
 @pytest.mark.parametrize(

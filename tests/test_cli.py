@@ -658,9 +658,16 @@ def test_a_restorer_is_trained_and_restores_real_images(work):
     exported = succeed("cache", "export", work / "restored.h5", work / "x", "--format", "folder")
     assert exported.startswith("9 images")
     assert exported.endswith(f"Next: synthaug cite {work / 'restored.h5'}\n")
-    assert "Unknown setting 'eta'" in fail(
-        2, *generate[:2], work / "no.h5", *generate[3:], "--eta", 1
-    )
+    refused = fail(2, *generate[:2], work / "no.h5", *generate[3:], "--eta", 1)
+    assert f"no --eta for {run_dir}, which is drawn by ColdDiffusion. It knows: --sev" in refused
+
+
+def test_an_option_of_another_synthesizer_is_refused_with_the_near_one_before_torch_is_loaded(
+    work, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "synthaug.synthesizers._kinds", None)  # it imports torch
+    asked = "generate", work / "run", work / "no.h5", "--per-class", 1, "--num-steps", 3
+    assert "Did you mean --num-inference-steps? It knows: --guidance-scale" in fail(2, *asked)
 
 
 def test_animorphosis_is_trained_and_drawn_with_the_same_other_images(work):
@@ -757,6 +764,22 @@ def test_caches_are_merged_exported_imported_and_forgotten(work):
     assert "folder: 18 files of images or features deleted." in text
     message = fail(2, "cache", "forget", source, work / "run")
     assert "No cache or export lies in" in message
+
+
+def test_folders_without_classes_are_audited_and_the_larger_hold_out_has_a_number(work, tmp_path):
+    for name in ("theirs", "ours", "held"):
+        (tmp_path / name).mkdir()
+    images = sorted((work / "train").rglob("*.png"))
+    for k, file in enumerate(images):
+        shutil.copy(file, tmp_path / ("theirs", "ours", "held")[k % 3] / f"{k}.png")
+    theirs, ours, held = (f"folder:{tmp_path / name}" for name in ("theirs", "ours", "held"))
+    outcome = run("audit", theirs, ours, "--holdout", held, "--out", tmp_path / "audit")
+    assert outcome.code == 3, outcome.err
+    record = json.loads((tmp_path / "audit.json").read_text())
+    assert record["settings"]["synthetic_rows"] == (len(images) + 2) // 3
+    (needed,) = re.findall(r"Hold out at least (\d+)", outcome.out)
+    assert f"--holdout HOLDOUT_OF_{needed}" in outcome.out.splitlines()[-1]
+    assert "no subfolders" in fail(4, "train", ours, tmp_path / "run", "--steps", 1)
 
 
 def test_a_folder_without_its_kind_is_answered_with_what_was_meant(work):

@@ -169,6 +169,8 @@ def test_every_unusable_folder_is_one_error_that_says_what_to_do(folder, tmp_pat
             load_dataset(f"folder:{tmp_path / path}")
     with pytest.raises(ValueError, match=f"Did you mean folder:{folder}"):
         load_dataset(str(folder))
+    alone = load_dataset(f"folder:{tmp_path / 'flat'}", classes=["all"])
+    assert (alone.classes, alone.labels.tolist()) == (("all",), [0]), "a class without a folder"
     (folder / "fox").mkdir()
     with pytest.raises(DataError, match=r"Class 'fox' has no image .* Add images, or delete"):
         load_dataset(f"folder:{folder}")

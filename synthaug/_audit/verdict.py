@@ -325,8 +325,8 @@ def _notes(findings: Findings, counts: Counts, level: float) -> list[str]:
         notes.append("This hold-out is too small to flag images one by one.")
     elif not findings.fewest_copies and resolution > 1:
         notes.append(
-            "With this hold-out, the audit can flag images one by one only if there are at least "
-            f"{counts.resolution:,}; fewer are noticed only as a group."
+            "With this hold-out, the audit can flag images one by one only if at least "
+            f"{counts.resolution:,} are suspicious; fewer are noticed only as a group."
         )
     if counts.holdout_near_equal:
         notes.append(
@@ -381,16 +381,7 @@ def _doubts(
     limit = visible(m)
     weak = [p for p in required if p.noticed is None or p.noticed > limit]
     if weak:
-        kinds = [
-            f"of kind '{p.kind}' not even if there are {p.planted:,}"
-            if p.noticed is None
-            else f"of kind '{p.kind}' only if there are at least {p.noticed:,}"
-            for p in weak
-        ]
-        doubts.append(
-            f"This audit can detect copies {', '.join(kinds)}. To pass, it must detect "
-            f"{limit:,} of every required kind."
-        )
+        doubts.append(_too_weak(weak, limit))
     together = chance_of_all_closest(limit, m, counts.holdout_distinct)
     blind = (counts.resolution or m) > limit and together > levels(level)["rest"]
     if blind:
@@ -413,6 +404,24 @@ def _doubts(
             f"clusters. To pass, it must detect {limit:,}. Hold out more images."
         )
     return doubts
+
+
+def _too_weak(weak: Sequence[Power], limit: int) -> str:
+    """Says how many copies it takes of each kind that is noticed too late for a pass."""
+    kinds: dict[tuple[bool, int], list[str]] = {}  # those with one number share a sentence
+    for p in weak:
+        many = (True, p.planted) if p.noticed is None else (False, p.noticed)
+        kinds.setdefault(many, []).append(p.kind)
+    told = [
+        f"Even {copies:,} copies of these kinds would go unseen too often: {', '.join(names)}."
+        if unseen
+        else f"It takes at least {copies:,} copies of one of these kinds: {', '.join(names)}."
+        for (unseen, copies), names in sorted(kinds.items())
+    ]
+    must = (
+        f"To pass, the audit must be able to detect {amount(limit, 'copy')} of every required kind."
+    )
+    return " ".join([f"{must} It cannot.", *told])
 
 
 def _hold_out(counts: Counts, level: float) -> str:

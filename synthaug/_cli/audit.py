@@ -6,7 +6,7 @@ from typing import Any, Literal
 from synthaug._cli.arguments import names, next_line
 from synthaug._cli.call import Call, Result
 from synthaug._cli.declared import defaults
-from synthaug._cli.options import ExtractorOptions, FileOptions, ImageOptions, RayOptions
+from synthaug._cli.options import ExtractorOptions, ImageOptions, RayOptions, UnlabeledFileOptions
 from synthaug._cli.publishing import published_verdict
 from synthaug._printable import amount
 
@@ -55,7 +55,7 @@ def audit(
     train: str,
     options: AuditOptions,
     conform: ImageOptions,
-    files: FileOptions,
+    files: UnlabeledFileOptions,
     networks: ExtractorOptions,
     ray: RayOptions,
     *,
@@ -67,8 +67,8 @@ def audit(
     synthaug audit cifar10.h5 folder:cifar10/train --holdout folder:cifar10/test
 
     Args:
-        synthetic: A cache (FILE.h5), a data set such as folder:PATH, or a .npy, .npz or .hdf5 file
-            of images or features.
+        synthetic: A cache (FILE.h5), a data set such as folder:PATH, with or without a folder per
+            class, or a .npy, .npz or .hdf5 file of images or features.
         train: The images that the generator was trained on. They are brought to the cache's image
             size and channels.
         options: Settings of the comparison.
@@ -133,7 +133,7 @@ def _next(report: Any, call: Call, out: str) -> str:
     if report.verdict == "inconclusive":
         holdout = call.arguments["holdout"]
         if holdout is None or not len(report.withheld):
-            more = "HOLDOUT" if holdout is None else "LARGER_HOLDOUT"
+            more = "HOLDOUT" if holdout is None else _larger(report.settings)
             return f"Next: {call.brief.having(holdout=more).line}"
         look = f"Look at the pairs in {page}, which can save those that are harmless. "
         return f"{look}Next: {call.brief.having(accept='ACCEPTED.json').line}"
@@ -152,3 +152,11 @@ def _next(report: Any, call: Call, out: str) -> str:
     if ":" in synthetic:
         return look + next_line("cache", "import", synthetic, "CACHE.h5")
     return f"{look}Next: look up the flagged rows in the report, and leave them out."
+
+
+def _larger(counts: Any) -> str:
+    """The placeholder of a larger hold-out, with the number of images that it needs if known."""
+    from synthaug._audit.verdict import holdout_needed
+
+    needed = holdout_needed(counts["synthetic_judged"], counts["level"])
+    return f"HOLDOUT_OF_{needed}" if needed > counts["holdout_distinct"] else "LARGER_HOLDOUT"

@@ -19,9 +19,10 @@ from synthaug._cli.options import (
     RayOptions,
     StorageOptions,
 )
+from synthaug._cli.parser import meant, option
 from synthaug.synthesizers._published import published
 from synthaug.synthesizers._registry import METHODS
-from synthaug.synthesizers._sampler import split_sampler
+from synthaug.synthesizers._sampler import SAMPLER_SETTINGS, split_sampler
 
 PLAN = defaults("synthesizers._base:AbstractSynthesizer.plan")
 GUIDANCE = defaults("guidance._classifier:ClassifierGuidance")
@@ -254,6 +255,7 @@ def _expanded(options: PlanOptions) -> PlanOptions:
 
 def _synthesizer(checkpoint: str, options: PlanOptions) -> tuple[Any, Any, str]:
     """The synthesizer, the data set of `--source`, and what draws, with the reason."""
+    _check_own(checkpoint, options)
     from synthaug.denoisers import OWN_PIPELINE
     from synthaug.errors import CheckpointError
     from synthaug.synthesizers._kinds import PIPELINE, foreign_pipeline, kind_of
@@ -272,6 +274,32 @@ def _synthesizer(checkpoint: str, options: PlanOptions) -> tuple[Any, Any, str]:
     synthesizer, source = _pipeline(checkpoint, options)
     kind = type(synthesizer.pipeline).__name__
     return synthesizer, source, f"Drawn by the checkpoint's own {kind}. {reason}"
+
+
+def _check_own(checkpoint: str, options: PlanOptions) -> None:
+    """Refuses options that only other synthesizers have, before anything that takes time is
+    imported; of a checkpoint that does not say what it is for, they are refused when it is loaded.
+    """
+    folder = Path(checkpoint).expanduser()
+    try:
+        record = json.loads((folder / "synthaug.json").read_bytes())
+        inverted = (folder / "inversion.json").is_file()
+        method = METHODS["DiffusionInversion" if inverted else record["synthesizer"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+    if method.wraps or options.asking_for_pipeline():
+        return
+    known = [*(one.name for one in method.row_parameters), *(one.name for one in method.settings)]
+    known += [one.name for one in SAMPLER_SETTINGS if method.has_sampler]
+    names = [one.name for one in settings()]
+    names += [one.name for one in row_parameters() if not one.needs_sources]
+    strange = [name for name in options.given(*names) if name not in known]
+    if strange:
+        name, shown = option(strange[0]), [*map(option, known)]
+        raise ValueError(
+            f"There is no {name} for {checkpoint}, which is drawn by {method.name}."
+            f"{meant(name, shown)} It knows: {', '.join(shown)}."
+        )
 
 
 def _ours(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:

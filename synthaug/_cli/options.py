@@ -69,6 +69,17 @@ class FileOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnlabeledFileOptions(FileOptions):
+    """Folders of images, for commands that need no labels."""
+
+    def opened(self, spec: str, **how: Any) -> Any:
+        """A data set; images that lie directly in a folder are one class."""
+        from synthaug._images.labeled import load_unlabeled
+
+        return load_unlabeled(spec, skip_bad=self.skip_bad, upright=self.upright, **how)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageOptions:
     """Images of data sets. A cache has its own size and channels.
 

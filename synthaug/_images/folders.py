@@ -14,7 +14,7 @@ from synthaug._images.stores import Files, Problem, open_image, orientation, unr
 from synthaug._printable import amount
 from synthaug._support.names import class_name
 from synthaug._support.progress import bar
-from synthaug._types import ImageShape
+from synthaug._types import ImageShape, StrPath
 from synthaug.errors import DataError, MismatchError
 
 log = logging.getLogger(__name__)
@@ -30,13 +30,13 @@ LEFTOVERS = frozenset(("$RECYCLE.BIN", "@eaDir", "System Volume Information", "_
 
 
 def load_folder(asked: ImageRequest) -> Loaded:
-    """Reads a folder with one subfolder per class."""
+    """Reads a folder with one subfolder per class, or of one class that was given."""
     walk, names = _class_folders(asked)
     root = walk.root
     order = tuple(names) if asked.classes is None else tuple(asked.classes)
     paths: list[str] = []
     labels: list[int] = []
-    others = sorted(os.path.join(root, f) for f in os.listdir(root) if (root / f).is_file())
+    others = [] if _FLAT in names.values() else walk.loose()
     for label, name in enumerate(order):
         files = sorted(walk.files(names[name])) if name in names else []
         images = [f for f in files if _extension(f) in IMAGE_EXTENSIONS]
@@ -81,6 +81,16 @@ def _extension(path: str) -> str:
     return os.path.splitext(path)[1].lower()
 
 
+_FLAT = "."
+"""The folder itself, in the place of a class folder."""
+
+
+def is_flat(folder: StrPath) -> bool:
+    """Whether a folder has files and no folder of images: its images have no classes."""
+    root = Path(folder).expanduser()
+    return root.is_dir() and not (walk := _Walk(root)).folders() and bool(walk.loose())
+
+
 def _class_folders(asked: ImageRequest) -> tuple["_Walk", dict[str, str]]:
     """The folder that holds one subfolder per class, and these by the sorted names of classes."""
     root = Path(asked.where).expanduser()
@@ -96,11 +106,13 @@ def _class_folders(asked: ImageRequest) -> tuple["_Walk", dict[str, str]]:
         root = root / asked.split
     walk = _Walk(root)
     names = walk.folders()
+    if not names and asked.classes is not None and len(asked.classes) == 1:
+        return walk, {asked.classes[0]: _FLAT}
     if not names:
         raise DataError(
             f"{root} has no subfolders. Images must lie in one folder per class: "
-            f"{root / 'cat' / '1.png'}, {root / 'dog' / '1.png'}, ... Images without classes, as "
-            f"for an audit, go into one such folder: {root / 'all' / '1.png'}, ..."
+            f"{root / 'cat' / '1.png'}, {root / 'dog' / '1.png'}, ... Images without classes go "
+            f"into one such folder: {root / 'all' / '1.png'}, ..."
         )
     if set(names) <= {"train", "test", "val", "valid", "validation"}:
         raise MismatchError(
@@ -128,6 +140,10 @@ class _Walk:
         """Sorted names of the folders in the root."""
         names = sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
         return [name for name in names if self._is_listed(str(self.root / name))]
+
+    def loose(self) -> list[str]:
+        """Sorted paths of the files that lie directly in the root."""
+        return sorted(entry.path for entry in os.scandir(self.root) if entry.is_file())
 
     def files(self, folder: str) -> Iterator[str]:
         """Paths of the files in a folder of the root, and in those below it."""

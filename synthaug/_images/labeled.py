@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from synthaug._images.dataset import AbstractLabeledDataset
+from synthaug._images.folders import is_flat
 from synthaug._images.loaders import LOADERS, parse_spec, spec_of
 from synthaug._images.requests import ImageRequest, check_labeled_images, checked_labels
 from synthaug._images.stores import Conform, Files, Memory, Problem, Store, gather
@@ -201,7 +202,8 @@ def load_dataset(
         image_shape: (C, H, W), in place of these two: for example that of a cache or a checkpoint.
             Images that have it already stay as they are.
         classes: The class names in the order that is wanted. Without it, what the source says. If
-            the source has two classes of one name, new names in its own order.
+            the source has two classes of one name, new names in its own order. One name is that
+            of all images of a folder without subfolders: `classes=["all"]`.
         transform: Called with the PIL image.
         target_transform: Called with the class index.
         memory_limit: Bytes of decoded images, 4 GiB by default; a larger data set is decoded when
@@ -254,6 +256,18 @@ def load_dataset(
     )
     loaded.skipped = tuple(asked.skipped)
     return loaded
+
+
+def load_unlabeled(spec: str, **how: Any) -> LabeledImages:
+    """Loads as `load_dataset` does; images of a folder without subfolders are one class, "all"."""
+    kind, where, split = parse_spec(spec, how.get("split"))
+    if (
+        kind == "folder"
+        and how.get("classes") is None
+        and is_flat(os.path.join(where, split or ""))
+    ):
+        how["classes"] = ["all"]
+    return load_dataset(spec, **how)
 
 
 def _checked_shape(
