@@ -1013,8 +1013,8 @@ def test_a_verdict_says_how_many_copies_there_are_at_least() -> None:
             },
             "26 clusters",
         ),
-        ({"power": [seen(noticed=26)]}, "'k'"),
-        ({"power": [seen(noticed=None)]}, "'k'"),
+        ({"power": [seen(noticed=26)]}, "It takes at least 26 copies of one of these kinds: k."),
+        ({"power": [seen(noticed=None)]}, "Even 25 copies of these kinds would go unseen"),
     ],
 )
 def test_every_doubt_makes_the_verdict_inconclusive(change: dict[str, Any], reason: str) -> None:

@@ -146,7 +146,7 @@ def test_files_that_are_not_images_are_counted_aloud_once(folder, caplog):
         assert load_dataset(f"folder:{folder}").classes == ("cat", "dog", "eel")
     (record,) = caplog.records
     assert "not an image in a class folder: 1 file, e.g." in record.getMessage()
-    assert "listed anyway: 2 entries, e.g." in record.getMessage()
+    assert "listed already: 2 entries, e.g." in record.getMessage()
 
 
 def test_every_unusable_folder_is_one_error_that_says_what_to_do(folder, tmp_path):
@@ -262,7 +262,7 @@ def test_no_link_to_a_folder_adds_an_image_twice(folder, target, caplog):
     images = load_dataset(f"folder:{folder}")
     elsewhere = "elsewhere" in target
     assert np.bincount(images.labels).tolist() == [3 + 3 * elsewhere, 3, 3]
-    assert ("listed anyway: 1 entry, e.g." in caplog.text) == (not elsewhere)
+    assert ("listed already: 1 entry, e.g." in caplog.text) == (not elsewhere)
     (folder / "self").symlink_to(".", target_is_directory=True)
     assert load_dataset(f"folder:{folder}").classes == ("cat", "dog", "eel")
 

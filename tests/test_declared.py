@@ -138,7 +138,7 @@ def test_all_that_is_wrong_with_its_parameters_is_said_at_once(clouds):
     assert clouds["refused"]["code"] == clouds["setting"]["code"] == 2
     message = clouds["refused"]["err"]
     assert "`--cover` must be in [0, 1], got 1.5" in message
-    assert "Unknown row parameter 'noise'" in message
+    assert "There is no --noise for model, which is drawn by Clouds." in message
 
 
 @pytest.mark.xdist_group("forkserver")

@@ -390,6 +390,6 @@ def test_the_command_line_trains_and_draws(tmp_path):
     cache = SynthCache(drawn)
     assert [cache.provenance(i)["alpha"] for i in range(4)] == [0, 0.5, 0, 0.5]
     wrong = fail(2, "generate", tmp_path / "base", drawn, "--per-class", 1, "--alpha", 0.5)
-    assert "Unknown row parameter 'alpha'" in wrong
+    assert "There is no --alpha for " in wrong
     stray = fail(2, "train", "digits", tmp_path / "x", "--base", tmp_path / "base")
     assert "`--base` has no meaning with --condition labels" in stray

@@ -132,7 +132,7 @@ def test_what_a_split_decided_and_what_comes_next_is_said(photos: Path) -> None:
 def test_a_split_refuses_what_it_cannot_do(photos: Path) -> None:
     out = photos.with_name("never")
     for words, message in [
-        ((f"folder:{photos}", photos / "out"), "where it would be a class"),
+        ((f"folder:{photos}", photos / "out"), "would be taken for images of it"),
         (("digits", out), "expected `folder:PATH`"),
         (("hdf5:photos.h5", out), "one folder of image files per class, and neither lists nor"),
         (("photos.csv", out), "folder:PATH"),

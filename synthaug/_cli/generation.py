@@ -20,6 +20,7 @@ from synthaug._cli.options import (
     StorageOptions,
 )
 from synthaug._cli.parser import meant, option
+from synthaug.synthesizers._parameters import raise_problems
 from synthaug.synthesizers._published import published
 from synthaug.synthesizers._registry import METHODS
 from synthaug.synthesizers._sampler import SAMPLER_SETTINGS, split_sampler
@@ -293,13 +294,16 @@ def _check_own(checkpoint: str, options: PlanOptions) -> None:
     known += [one.name for one in SAMPLER_SETTINGS if method.has_sampler]
     names = [one.name for one in settings()]
     names += [one.name for one in row_parameters() if not one.needs_sources]
-    strange = [name for name in options.given(*names) if name not in known]
-    if strange:
-        name, shown = option(strange[0]), [*map(option, known)]
-        raise ValueError(
-            f"There is no {name} for {checkpoint}, which is drawn by {method.name}."
-            f"{meant(name, shown)} It knows: {', '.join(shown)}."
-        )
+    given, shown = options.given(*names), [*map(option, known)]
+    strange = [
+        f"There is no {option(name)} for {checkpoint}, which is drawn by {method.name}."
+        f"{meant(option(name), shown)} It knows: {', '.join(shown)}."
+        for name in given
+        if name not in known
+    ]
+    if strange:  # values that do not fit are said with them, and otherwise when rows are planned
+        unfit = (one.problem(given[one.name]) for one in method.row_parameters if one.name in given)
+        raise_problems([*strange, *filter(None, unfit)])
 
 
 def _ours(checkpoint: str, options: PlanOptions) -> tuple[Any, Any]:
