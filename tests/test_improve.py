@@ -496,3 +496,14 @@ def test_what_is_stopped_while_times_are_measured_is_not_said_to_be_saved(monkey
     with pytest.raises(KeyboardInterrupt) as stop:
         _cost._of_training(real, ImproveConfig())
     assert stop.value.args == (_cost._MEASURING,)
+
+
+def test_a_search_that_is_stopped_says_what_is_kept(found, monkeypatch):
+    folder, _ = found
+
+    def stopped(self: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("synthaug.improvement._run.Search.run", stopped)
+    with pytest.raises(KeyboardInterrupt, match="Finished classifiers and images are kept in"):
+        search(folder)

@@ -17,6 +17,7 @@ from synthaug._images.source import ImageSource
 from synthaug._plan import settings_digest
 from synthaug._support.files import check_folder, write_text
 from synthaug._support.report import encode, read_kept
+from synthaug._support.stopping import kept_at_stop
 from synthaug._training.classifier_config import name_of
 from synthaug._types import JSON
 from synthaug.errors import MismatchError
@@ -93,10 +94,17 @@ def improve(
     folder = Path(output_dir)
     check_folder(output_dir)
     search = Search.open(train, validation, test, recipes, fit, config, folder, progress)
-    report = search.planned() if dry_run else search.run()
+    with kept_at_stop(lambda: _finished(folder)):
+        report = search.planned() if dry_run else search.run()
     report.to_json(folder / "improve.json")
     report.to_html(folder / "improve.html")
     return report
+
+
+def _finished(folder: Path) -> str:
+    """Tells where finished work of a stopped search lies; "" if there is none."""
+    whole = [*folder.glob("classifiers/*"), *folder.glob("recipe-*/*.h5")]
+    return f"Finished classifiers and images are kept in {folder}." if whole else ""
 
 
 def _pools(
