@@ -226,6 +226,8 @@ class Fit(_OnImages):
         def boxes(boxes: Any, shape: tuple[int, ...], **params: Any) -> Any:
             """Boxes (n, 4 or more), the first four in shares of the width and the height."""
             del params
+            if not len(boxes):
+                return boxes
             old, new = shape[:2], self.image_shape[1:]
             corners = torch.from_numpy(boxes[:, :4] * [*old[::-1], *old[::-1]])
             moved = self._conform.boxed(corners, (old[0], old[1])).numpy()

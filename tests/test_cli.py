@@ -780,11 +780,19 @@ def test_folders_without_classes_are_audited_and_the_larger_hold_out_has_a_numbe
     (needed,) = re.findall(r"Hold out at least (\d+)", outcome.out)
     assert f"--holdout HOLDOUT_OF_{needed}" in outcome.out.splitlines()[-1]
     assert "no subfolders" in fail(4, "train", ours, tmp_path / "run", "--steps", 1)
+    of_classes = f"folder:{work / 'train'}"
+    outcome = run("audit", theirs, ours, "--holdout", of_classes, "--out", tmp_path / "mixed")
+    assert "classes" not in outcome.out  # of a folder that has none, none can be missing
 
 
 def test_a_folder_without_its_kind_is_answered_with_what_was_meant(work):
     message = fail(2, "audit", work / "train", f"folder:{work / 'train'}")
     assert message.endswith(f"Did you mean folder:{work / 'train'}?")
+
+
+def test_a_report_to_a_store_is_refused_whatever_its_ending(work, cache):
+    for out in ("s3://bucket/a", "s3://bucket/a.html"):
+        assert "is a URL" in fail(2, "audit", cache, f"folder:{work / 'train'}", "--out", out)
 
 
 def test_a_report_is_not_begun_whose_place_is_a_device(work, cache):

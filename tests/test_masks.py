@@ -391,6 +391,7 @@ def test_albumentations_moves_boxes_as_torchvision_does(form: Any) -> None:
     np.testing.assert_allclose(found["bboxes"], boxes(kept, (16, 16)), rtol=1e-5)
     assert found["labels"] == [1, 3]
     assert pipeline(image=image, bboxes=np.zeros((0, 4)), labels=[])["bboxes"].shape == (0, 4)
+    assert len(pipeline(image=image, bboxes=[], labels=[])["bboxes"]) == 0
 
 
 def test_a_loader_gives_variants_with_the_masks_of_photos_of_any_size(

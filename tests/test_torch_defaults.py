@@ -696,3 +696,12 @@ def test_a_forked_process_has_one_thread_since_waiting_for_its_parents_never_end
     done = processes.run(IN_A_FORK, environment={"OMP_NUM_THREADS": 2})
     assert done.stdout == "1 2\n", done.stderr
     assert "so torch uses one thread from now on" in done.stderr
+
+
+def test_a_default_device_that_was_taken_back_is_the_cpu(monkeypatch):
+    def unknown() -> torch.device:  # what torch 2.6 does after `set_default_device(None)`
+        raise AttributeError("'NoneType' object has no attribute 'device'")
+
+    monkeypatch.setattr(torch, "get_default_device", unknown)
+    with torch_defaults():
+        assert torch.zeros(1).device.type == "cpu"

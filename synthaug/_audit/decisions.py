@@ -12,6 +12,7 @@ from synthaug._audit.competition import Competition, Entrants, compete, componen
 from synthaug._audit.inputs import AuditSet
 from synthaug._audit.matches import Matches
 from synthaug._audit.precedence import Flags, Precedence, precedence
+from synthaug._images.labeled import UNDIVIDED
 from synthaug._types import JSON, Indices, Labels
 
 GROUP_REACH = 0.4
@@ -256,8 +257,8 @@ def strata_of(
 ) -> tuple[Indices, tuple[str, ...]]:
     """The class of each synthetic and held-out image, and synthetic classes that are not held out.
 
-    Classes are the same if they have the same name. Where any label is unknown, or a synthetic
-    class is not held out, all images count as of one class.
+    Classes are the same if they have the same name. Where any label is unknown, one side alone is a
+    folder without classes, or a synthetic class is not held out, all images count as of one class.
 
     Args:
         S: The synthetic images.
@@ -268,7 +269,9 @@ def strata_of(
     """
     labels = [S.labels_with(withdrawn), np.concatenate([H.labels, set_aside])]
     one = np.zeros(sum(map(len, labels)), np.int64)
-    if any((own < 0).any() for own in labels):
+    if any((own < 0).any() for own in labels) or (S.classes == UNDIVIDED) != (
+        H.classes == UNDIVIDED
+    ):
         return one, ()
     if S.classes and H.classes and S.classes != H.classes:
         place = {name: i for i, name in enumerate(S.classes)}

@@ -45,9 +45,10 @@ def as_meant(command: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         name: os.path.expanduser(value) if name in _PLACES and value else value
         for name, value in arguments.items()
     }
-    out = Path(meant.get("out") or "")
-    if command in _REPORTS and out.suffix.removeprefix(".") in _REPORTS[command]:
-        meant["out"] = str(out.with_suffix(""))
+    out = meant.get("out") or ""
+    suffix = Path(out).suffix
+    if command in _REPORTS and suffix.removeprefix(".") in _REPORTS[command]:
+        meant["out"] = out[: -len(suffix)]  # and not as a path, which would make s3:/ of s3://
     return meant
 
 

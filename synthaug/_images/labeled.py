@@ -258,6 +258,10 @@ def load_dataset(
     return loaded
 
 
+UNDIVIDED = ("all",)
+"""Classes of a folder of images without subfolders, which are no classes of other sets."""
+
+
 def load_unlabeled(spec: str, **how: Any) -> LabeledImages:
     """Loads as `load_dataset` does; images of a folder without subfolders are one class, "all"."""
     kind, where, split = parse_spec(spec, how.get("split"))
@@ -266,7 +270,7 @@ def load_unlabeled(spec: str, **how: Any) -> LabeledImages:
         and how.get("classes") is None
         and is_flat(os.path.join(where, split or ""))
     ):
-        how["classes"] = ["all"]
+        how["classes"] = UNDIVIDED
     return load_dataset(spec, **how)
 
 

@@ -41,7 +41,7 @@ def torch_defaults() -> Iterator[None]:
             torch.set_default_dtype(torch.float32)
         _inside += 1
     try:
-        if torch.get_default_device().type == "cpu":
+        if _default_device().type == "cpu":
             yield
         else:
             with torch.device("cpu"):
@@ -51,6 +51,13 @@ def torch_defaults() -> Iterator[None]:
             _inside = max(0, _inside - 1)
             if not _inside:
                 torch.set_default_dtype(_callers_dtype)
+
+
+def _default_device() -> torch.device:
+    try:
+        return torch.get_default_device()
+    except AttributeError:  # torch 2.6 after `set_default_device(None)`, which means the CPU
+        return torch.device("cpu")
 
 
 def _leave_other_threads() -> None:
