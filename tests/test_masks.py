@@ -248,6 +248,8 @@ def test_boxes_that_do_not_fit_are_refused_before_any_work(
     refused(DataError, r"is no COCO file of boxes \(KeyError: 8\)", unnamed)
     fewer = file(images=good["images"][:3])
     refused(DataError, r"does not name .*3\.jpg, neither as 'dog/3\.jpg' nor as '3\.jpg'", fewer)
+    twice = [*good["images"], {**good["images"][1], "id": 99}]
+    refused(DataError, "several of its `images` one `file_name`", file(images=twice))
     turned = [{**entry, "width": entry["height"]} for entry in good["images"]]
     refused(MismatchError, r"0\.jpg is 20x20, and it is 24x20, upright", file(images=turned))
     cache = variants(tmp_path / "c.h5", real)

@@ -191,4 +191,9 @@ def _read_coco(
             f"{path} is no COCO file of boxes ({reason}). It needs `images`, `categories` and "
             "`annotations`, each with a `bbox`: left, top, width, height."
         ) from error
+    if len(listed) < len(record["images"]):  # the boxes of one would be taken for those of another
+        raise DataError(
+            f"{path} gives several of its `images` one `file_name`. Write the names with their "
+            "folders."
+        )
     return names, listed, arrays
